@@ -1,0 +1,36 @@
+"""Prune any exported ONNX model with a few hundred unlabelled samples, and repair what pruning breaks."""
+
+from importlib.metadata import version
+
+from relrep_onnx.config import Config
+from relrep_onnx.pipeline import analyze, compare, optimize
+from relrep_onnx.results import Analysis, LayerReport, Result
+from relrep_onnx.types import (
+    BudgetError,
+    CalibrationError,
+    ConfigError,
+    ModelError,
+    RelRepError,
+    VerificationError,
+)
+from relrep_onnx.verify import Fidelity
+
+__version__ = version("relrep-onnx")
+
+__all__ = [
+    "Analysis",
+    "BudgetError",
+    "CalibrationError",
+    "Config",
+    "ConfigError",
+    "Fidelity",
+    "LayerReport",
+    "ModelError",
+    "RelRepError",
+    "Result",
+    "VerificationError",
+    "__version__",
+    "analyze",
+    "compare",
+    "optimize",
+]

@@ -1,0 +1,228 @@
+"""Spreading one global budget over the layers: each allocator turns layers and a budget into zeros per layer.
+
+An allocator proposes a way in which sparsity grows: a function from a level t in [0, 1] to a sparsity per layer, each rising with
+t.  `settle` finds the level that meets the budget with every layer inside its bounds, and rounds to whole weights so that the
+budget is met exactly.  So an allocator is a few lines, and none of them can miss the budget.
+
+    uniform    s_l = t
+    global     one threshold on saliency^2 / cost, over all weights (masks.saliency_for: magnitude that folding does not break)
+    erk        density proportional to sum(dims) / prod(dims), capped at 1 (Evci et al. 2020)
+    lamp       one threshold on w^2 / sum of the squares of all weights at least as large (Lee et al. 2021)
+    rr         ERK density times RR at the asked sparsity: repairable layers give more (our rule; the paper's is not public)
+    rr-curve   minimise sum_l c_l residual_l(s_l) under the budget; c_l = damage_l / residual_l at the probe, so the sum estimates
+               the error of the model's outputs.  Solved on the curves' convex hulls, cheapest damage per unit of budget first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from relrep_onnx.types import Budget, BudgetError, ConfigError, FloatArray, Layer, ScoreCurve, Window
+
+Path = Callable[[float], FloatArray]
+"""Level t in [0, 1] -> sparsity per layer, float64[layers], non-decreasing in t, from all zeros to all ones."""
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One layer as an allocator sees it; `cost` is what one of its weights counts in the budget's unit."""
+
+    layer: Layer
+    weight: FloatArray
+    saliency: FloatArray
+    curve: ScoreCurve
+    cost: float
+
+    @property
+    def zeros(self) -> int:
+        """Weights that are zero already."""
+        return int(self.weight.size - np.count_nonzero(self.weight))
+
+
+Allocator = Callable[[Sequence[Candidate], Budget], Path]
+
+
+def allocate(allocator: Allocator, candidates: Sequence[Candidate], budget: Budget) -> dict[str, int]:
+    """Zeros per layer, by layer name.
+
+    Raises:
+        BudgetError: the bounds make the budget impossible.
+        ConfigError: a layer of the budget does not exist.
+    """
+    path = allocator(candidates, budget)
+    return settle(path, candidates, budget)
+
+
+def uniform(candidates: Sequence[Candidate], budget: Budget) -> Path:
+    """The same sparsity everywhere."""
+    return lambda level: np.full(len(candidates), level)
+
+
+def global_magnitude(candidates: Sequence[Candidate], budget: Budget) -> Path:
+    """One threshold on the saliency of all weights."""
+    return _threshold([c.saliency**2 / c.cost for c in candidates])
+
+
+def lamp(candidates: Sequence[Candidate], budget: Budget) -> Path:
+    """Layer-adaptive magnitude: one threshold on w^2 over the sum of all squares at least as large."""
+    scores = []
+    for candidate in candidates:
+        ascending = np.sort(candidate.weight**2, axis=None)
+        remaining = np.cumsum(ascending[::-1])[::-1]
+        scores.append(np.divide(ascending, remaining, out=np.zeros_like(ascending), where=remaining > 0) / candidate.cost)
+    return _threshold(scores)
+
+
+def erk(candidates: Sequence[Candidate], budget: Budget) -> Path:
+    """Erdos-Renyi-Kernel densities, capped at 1."""
+    return _densities(np.array([_erk_factor(c.layer) for c in candidates]))
+
+
+def rr(candidates: Sequence[Candidate], budget: Budget) -> Path:
+    """ERK densities times RR at the asked sparsity: a layer whose damage repair undoes keeps less."""
+    repairability = np.array([c.curve.rr_at(budget.sparsity) for c in candidates])
+    return _densities(np.array([_erk_factor(c.layer) for c in candidates]) * np.nan_to_num(repairability, nan=1.0))
+
+
+def rr_curve(candidates: Sequence[Candidate], budget: Budget) -> Path:
+    """Least summed damage to the outputs: the cheapest per unit of budget goes first, on each curve's convex hull."""
+    hulls = [_convex_hull(c.curve) for c in candidates]
+    owner = np.concatenate([np.full(len(s) - 1, i) for i, (s, _) in enumerate(hulls)])
+    width = np.concatenate([np.diff(s) for s, _ in hulls])
+    damage = np.concatenate([np.diff(y) for _, y in hulls])
+    final = np.concatenate([np.arange(1, len(s)) == len(s) - 1 for s, _ in hulls])
+    cost = width * np.array([candidates[i].cost * candidates[i].layer.size for i in owner])
+    # The last weights of every layer go after all others: no distortion of one layer tells what its death does to the network.
+    order = np.lexsort((damage / cost, final))
+    owner, width, cost = owner[order], width[order], cost[order]
+    ends = np.cumsum(cost)
+
+    def path(level: float) -> FloatArray:
+        share = np.clip((level * ends[-1] - ends) / cost + 1, 0.0, 1.0)
+        return np.bincount(owner, weights=share * width, minlength=len(candidates))
+
+    return path
+
+
+def settle(path: Path, candidates: Sequence[Candidate], budget: Budget) -> dict[str, int]:
+    """The zeros per layer at the level of the path that meets the budget, exactly; see `allocate`."""
+    sizes = np.array([c.layer.size for c in candidates])
+    costs = np.array([c.cost for c in candidates])
+    low, high = _bounds(candidates, budget)
+    total = float(costs @ sizes)
+    goal = budget.sparsity * total
+    possible = float(costs @ low), float(costs @ high)
+    step = float(costs.max())
+    if not possible[0] - step / 2 <= goal <= possible[1] + step / 2:
+        raise BudgetError(
+            f"a sparsity of {budget.sparsity:g} of the {budget.unit} is not possible with these layer bounds: "
+            f"they allow {possible[0] / total:.4f} to {possible[1] / total:.4f}"
+        )
+    # Zeros that are there already count; where they exceed the goal there is nothing left to prune.
+    low = np.maximum(low, [c.zeros for c in candidates])
+    high = np.maximum(low, high)
+
+    def zeros(level: float) -> FloatArray:
+        return np.asarray(np.clip(path(level) * sizes, low, high))
+
+    below, above = 0.0, 1.0
+    for _ in range(60):
+        middle = (below + above) / 2
+        if costs @ zeros(middle) < goal:
+            below = middle
+        else:
+            above = middle
+    return dict(zip((c.layer.name for c in candidates), _round(zeros(above), costs, low, high, goal).tolist(), strict=True))
+
+
+def _round(wanted: FloatArray, costs: FloatArray, low: FloatArray, high: FloatArray, goal: float) -> FloatArray:
+    """Whole zeros whose summed cost is as near to the goal as the smallest cost allows."""
+    counts = np.clip(np.floor(wanted), low, high).astype(np.int64)
+    # The largest remainders first; then single weights of the cheapest layers close what is left.
+    for i in np.argsort(-(wanted - counts), kind="stable"):
+        if counts[i] < high[i] and costs @ counts + costs[i] <= goal + costs[i] / 2:
+            counts[i] += 1
+    for i in np.argsort(-costs, kind="stable"):
+        missing = round((goal - float(costs @ counts)) / costs[i])
+        counts[i] = int(np.clip(counts[i] + missing, low[i], high[i]))
+    return counts
+
+
+def _bounds(candidates: Sequence[Candidate], budget: Budget) -> tuple[FloatArray, FloatArray]:
+    names = {c.layer.name for c in candidates}
+    unknown = sorted(set(budget.layers) - names)
+    if unknown:
+        raise ConfigError(f"no prunable layer is called {unknown[0]!r}; there are: {', '.join(sorted(names)[:5])}, ...")
+    low, high = [], []
+    for candidate in candidates:
+        size, fixed = candidate.layer.size, budget.layers.get(candidate.layer.name)
+        bottom = round(size * (budget.floor if fixed is None else fixed))
+        top = round(size * (budget.ceiling if fixed is None else fixed))
+        low.append(bottom)
+        high.append(top)
+    return np.array(low, np.float64), np.array(high, np.float64)
+
+
+def _threshold(scores: Sequence[FloatArray]) -> Path:
+    """Sparsity per layer when the lowest fraction t of all scores goes, ties in layer order."""
+    owner = np.concatenate([np.full(s.size, i, np.int32) for i, s in enumerate(scores)])
+    order = owner[np.argsort(np.concatenate([s.reshape(-1) for s in scores]), kind="stable")]
+    sizes = np.array([s.size for s in scores])
+
+    def path(level: float) -> FloatArray:
+        return np.asarray(np.bincount(order[: round(level * len(order))], minlength=len(sizes)) / sizes)
+
+    return path
+
+
+def _densities(factors: FloatArray) -> Path:
+    """Density proportional to the factors, capped at 1: the scale runs from all layers full to all empty."""
+    factors = np.maximum(factors, 1e-12 * factors.max())
+    largest = 1.0 / factors.min()
+
+    def path(level: float) -> FloatArray:
+        # Geometric in t, so that the bisection resolves small and large scales alike.
+        scale = largest * (1e-12**level) * (level < 1.0)
+        return np.asarray(1.0 - np.minimum(factors * scale, 1.0))
+
+    return path
+
+
+def _erk_factor(layer: Layer) -> float:
+    kernel = layer.view.kernel if isinstance(layer.view, Window) else ()
+    dims = (layer.rows, layer.cols // int(np.prod(kernel, dtype=np.int64)), *kernel)
+    return sum(dims) / float(np.prod(dims, dtype=np.float64))
+
+
+def _convex_hull(curve: ScoreCurve) -> tuple[FloatArray, FloatArray]:
+    """Lower convex hull of the weighted residual over sparsity, from (0, 0); the step to 1 stays a segment of its own."""
+    at_probe = curve.residual_at(curve.probe) if math.isfinite(curve.damage) else 0.0
+    scale = curve.damage / at_probe if at_probe > 0 else 1.0 / (curve.signal or 1.0)
+    rising = np.maximum.accumulate(curve.residual) * scale
+    points = [(0.0, 0.0)]
+    for s, y in zip(curve.sparsity.tolist(), rising.tolist(), strict=True):
+        while s < 1.0 and len(points) > 1:
+            (s0, y0), (s1, y1) = points[-2:]
+            if (y1 - y0) * (s - s1) < (y - y1) * (s1 - s0):
+                break
+            points.pop()
+        points.append((s, y))
+    if points[-1][0] < 1.0:
+        points.append((1.0, points[-1][1]))
+    s_values, y_values = zip(*points, strict=True)
+    return np.array(s_values), np.array(y_values)
+
+
+ALLOCATORS: Final[Mapping[str, Allocator]] = {
+    "uniform": uniform,
+    "global": global_magnitude,
+    "erk": erk,
+    "lamp": lamp,
+    "rr": rr,
+    "rr-curve": rr_curve,
+}

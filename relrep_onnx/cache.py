@@ -1,0 +1,57 @@
+"""Arrays on disk under a key, each entry with its own checksum: what does not match is rebuilt, never trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from relrep_onnx.types import Array, ConfigError
+
+
+class Cache:
+    """A folder of entries; safe to share between processes, since entries are moved into place whole."""
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot use the cache folder {str(folder)!r}: {error.strerror}") from error
+        self._folder = folder
+
+    def get(self, key: str) -> dict[str, Array] | None:
+        """The arrays under a key, or None where there are none or they are damaged."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+        except OSError:
+            return None
+        digest, payload = data[:32], data[32:]
+        if hashlib.sha256(payload).digest() != digest:
+            return None
+        try:
+            with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
+                return dict(archive)
+        except (ValueError, zipfile.BadZipFile, OSError):
+            return None
+
+    def put(self, key: str, arrays: Mapping[str, Array]) -> None:
+        """Stores arrays; a full disk or a read-only folder leaves the cache as it was."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        payload = buffer.getvalue()
+        path = self._path(key)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
+            temporary.replace(path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+
+    def _path(self, key: str) -> Path:
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.relrep"

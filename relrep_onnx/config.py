@@ -1,0 +1,143 @@
+"""Every setting of a run in one flat, frozen dataclass that survives a round trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from relrep_onnx.data import DataOptions, Preprocessing
+from relrep_onnx.runtime import RuntimeOptions
+from relrep_onnx.types import Budget, ConfigError, Selection, Unit
+from relrep_onnx.verify import Gates
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of `analyze` and `optimize`; `relrep-onnx optimize --help` says what each does."""
+
+    sparsity: float = 0.8
+    budget: Unit = "weights"
+    min_layer_sparsity: float = 0.0
+    max_layer_sparsity: float = 1.0
+    layer_sparsity: Mapping[str, float] = field(default_factory=dict)
+    allocate: str = "rr-curve"
+    repair: str = "variance"
+
+    min_size: int = 1024
+    nodes_to_exclude: tuple[str, ...] = ()
+    op_types: tuple[str, ...] = ()
+
+    calib_key: str | None = None
+    image_size: tuple[int, int] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    scale: float | None = None
+    layout: Literal["nchw", "nhwc"] | None = None
+    color: Literal["rgb", "bgr"] = "rgb"
+    input_shape: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    random_range: tuple[float, float] | None = None
+    num_samples: int | None = None
+    batch_size: int = 32
+    positions: int | None = 20
+    seed: int = 0
+
+    threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    custom_op_library: str | None = None
+    max_memory: int | None = None
+
+    eval: str | None = None
+    max_error: float | None = None
+    min_agreement: float | None = None
+    min_metric: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "positions", "num_samples", "max_memory"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name} is {value}; it must be at least 1")
+        for name in ("threads", "min_size", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.min_metric is not None and self.eval is None:
+            raise ConfigError("min_metric needs eval, the metric it is about")
+        self.as_budget()
+
+    def as_budget(self) -> Budget:
+        """The budget with its bounds."""
+        return Budget(self.sparsity, self.budget, self.min_layer_sparsity, self.max_layer_sparsity, self.layer_sparsity)
+
+    def as_selection(self) -> Selection:
+        """Which weights may be pruned."""
+        return Selection(self.min_size, self.nodes_to_exclude, self.op_types)
+
+    def as_runtime(self) -> RuntimeOptions:
+        """How sessions are opened."""
+        return RuntimeOptions(self.threads, self.providers, self.custom_op_library)
+
+    def as_data(self) -> DataOptions:
+        """How calibration data is read."""
+        images = Preprocessing(self.image_size, self.mean, self.std, self.scale, self.layout, self.color)
+        return DataOptions(self.calib_key, images, self.input_shape, self.num_samples, self.random_range, self.seed)
+
+    def as_gates(self) -> Gates:
+        """Limits the written model must keep."""
+        return Gates(self.max_error, self.min_agreement, self.min_metric)
+
+    def to_json(self) -> str:
+        """The settings as a JSON object, keys sorted."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str, *, source: str = "the configuration") -> Config:
+        """Reads what `to_json` wrote; missing keys take their defaults.
+
+        Raises:
+            ConfigError: no JSON object, an unknown key, or a value of the wrong type.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError(f"{source} is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{source} must hold a JSON object")
+        kinds = typing.get_type_hints(cls)
+        unknown = sorted(values.keys() - kinds.keys())
+        if unknown:
+            raise ConfigError(f"{source} has an unknown key {unknown[0]!r}; known keys: {', '.join(sorted(kinds))}")
+        return cls(**{key: _convert(key, value, kinds[key], source) for key, value in values.items()})
+
+    @classmethod
+    def load(cls, path: Path) -> Config:
+        """Reads a configuration file."""
+        try:
+            return cls.from_json(path.read_text(encoding="utf-8"), source=str(path))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}") from error
+
+
+def _convert(key: str, value: Any, kind: Any, source: str) -> Any:
+    """A JSON value as the field's type."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if type(None) in inner:
+        return None if value is None else _convert(key, value, next(k for k in inner if k is not type(None)), source)
+    if origin is tuple and isinstance(value, list):
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
+        if len(kinds) == len(value):
+            return tuple(_convert(key, item, k, source) for item, k in zip(value, kinds, strict=True))
+    elif origin is Mapping or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if isinstance(value, dict):
+            return {name: _convert(key, item, inner[1], source) for name, item in value.items()}
+    elif origin is Literal:
+        if value in inner:
+            return value
+    elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(kind, type) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    raise ConfigError(f"{source}: {key!r} has the wrong type or value: {value!r}")

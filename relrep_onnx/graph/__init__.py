@@ -1,0 +1,24 @@
+"""The only room that knows ONNX operators and where weights hide: load, find, read, cut into stages, write back, save."""
+
+from relrep_onnx.graph.index import Graph
+from relrep_onnx.graph.layers import find_layers, read_weight
+from relrep_onnx.graph.model import LoadedModel, Staged, load, model_hash, staged
+from relrep_onnx.graph.rewrite import set_metadata, with_layer, write_layer
+from relrep_onnx.graph.stages import Stage, plan_stages, stage_model
+
+__all__ = [
+    "Graph",
+    "LoadedModel",
+    "Stage",
+    "Staged",
+    "find_layers",
+    "load",
+    "model_hash",
+    "plan_stages",
+    "read_weight",
+    "set_metadata",
+    "stage_model",
+    "staged",
+    "with_layer",
+    "write_layer",
+]

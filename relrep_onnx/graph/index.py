@@ -1,0 +1,216 @@
+"""Look-ups over one ONNX graph: who makes a tensor, who reads it, which constant is behind it.
+
+A weight often sits behind a few nodes that only move or relabel its elements (`Identity`, `Cast`, `Transpose`, `Reshape`).
+Each is a bijection on elements, so the weight a node sees and the tensor that is stored hold the same numbers in another order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import onnx
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from relrep_onnx.types import Array, ModelError
+
+PASS_THROUGH: Final = frozenset({"Identity", "Cast", "Transpose", "Reshape"})
+RANDOM: Final = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
+STANDARD_DOMAINS: Final = ("", "ai.onnx")
+
+
+def is_standard(node: NodeProto) -> bool:
+    """True for an operator of the ONNX standard itself."""
+    return node.domain in STANDARD_DOMAINS
+
+
+def attribute(node: NodeProto, name: str, default: object = None) -> object:
+    """The value of a node's attribute, or the default where it is absent."""
+    for item in node.attribute:
+        if item.name == name:
+            return helper.get_attribute_value(item)
+    return default
+
+
+def ints(node: NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """An attribute that is a list of integers."""
+    value = attribute(node, name)
+    return tuple(int(v) for v in value) if isinstance(value, list | tuple) and value else default
+
+
+def number(node: NodeProto, name: str, default: float) -> float:
+    """An attribute that is one number."""
+    value = attribute(node, name, default)
+    return float(value) if isinstance(value, int | float) else default
+
+
+def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
+    """The graphs a control-flow node holds."""
+    for item in node.attribute:
+        if item.type == AttributeProto.GRAPH:
+            yield item.g
+        elif item.type == AttributeProto.GRAPHS:
+            yield from item.graphs
+
+
+def captured(graph: GraphProto) -> set[str]:
+    """Names that a subgraph reads from the graphs around it."""
+    known = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    known |= {tensor.values.name for tensor in graph.sparse_initializer}
+    needed: set[str] = set()
+    for node in graph.node:
+        needed |= set(reads(node)) - known
+        known |= set(node.output)
+    return (needed | {value.name for value in graph.output} - known) - {""}
+
+
+def reads(node: NodeProto) -> list[str]:
+    """Every tensor a node reads, captured names of its subgraphs included."""
+    names = [name for name in node.input if name]
+    for inner in subgraphs(node):
+        names.extend(sorted(captured(inner)))
+    return names
+
+
+def display_name(node: NodeProto) -> str:
+    """A node's name, or its first output where it has none."""
+    return node.name or next((name for name in node.output if name), node.op_type)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A stored tensor and the pass-through nodes between it and its reader, in order."""
+
+    root: str
+    steps: tuple[NodeProto, ...]
+
+
+class Graph:
+    """A model with its look-ups; build a new one after changing nodes."""
+
+    def __init__(self, model: ModelProto) -> None:
+        self.model = model
+        graph = model.graph
+        self.tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        self.producers: dict[str, NodeProto] = {}
+        self.consumers: dict[str, list[tuple[NodeProto, int]]] = {}
+        for node in graph.node:
+            for name in filter(None, node.output):
+                if name in self.producers:
+                    raise ModelError(f"two nodes write the tensor {name!r}; the graph is not valid ONNX")
+                self.producers[name] = node
+            for slot, name in enumerate(node.input):
+                if name:
+                    self.consumers.setdefault(name, []).append((node, slot))
+            for inner in subgraphs(node):
+                for name in captured(inner):
+                    self.consumers.setdefault(name, []).append((node, -1))
+            if node.op_type == "Constant" and is_standard(node):
+                value = attribute(node, "value")
+                if isinstance(value, TensorProto):
+                    self.tensors[node.output[0]] = value
+        self.outputs = {value.name for value in graph.output}
+        self.inputs = [value for value in graph.input if value.name not in self.tensors]
+        self._constant_names: set[str] | None = None
+
+    @property
+    def opset(self) -> int:
+        """Version of the standard operator set."""
+        return max((o.version for o in self.model.opset_import if o.domain in STANDARD_DOMAINS), default=1)
+
+    def constant(self, name: str) -> Constant | None:
+        """The stored tensor behind `name`, or None where it is computed some other way."""
+        steps: list[NodeProto] = []
+        while name not in self.tensors:
+            node = self.producers.get(name)
+            if node is None or node.op_type not in PASS_THROUGH or not is_standard(node) or not node.input:
+                return None
+            if node.op_type == "Reshape" and self._reshape_target(node) is None:
+                return None
+            steps.append(node)
+            name = node.input[0]
+        return Constant(name, tuple(reversed(steps)))
+
+    def value(self, name: str) -> Array | None:
+        """The constant array a reader of `name` sees, or None where it is computed."""
+        constant = self.constant(name)
+        if constant is None:
+            return None
+        return self.through(constant.steps, self.stored(constant.root), cast=True)
+
+    def stored(self, root: str) -> Array:
+        """A stored tensor as an array."""
+        try:
+            return numpy_helper.to_array(self.tensors[root])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ModelError(f"the stored tensor {root!r} cannot be read: {error}") from error
+
+    def through(self, steps: tuple[NodeProto, ...], array: Array, *, cast: bool) -> Array:
+        """Applies pass-through nodes to an array; `cast=False` moves elements only (used on index arrays)."""
+        for node in steps:
+            if node.op_type == "Transpose":
+                array = array.transpose(ints(node, "perm", tuple(reversed(range(array.ndim)))))
+            elif node.op_type == "Reshape":
+                target = self._reshape_target(node)
+                if target is None:
+                    raise ModelError(f"the shape that {display_name(node)!r} gives a constant is not constant itself")
+                sizes = [array.shape[i] if size == 0 else size for i, size in enumerate(target)]
+                array = array.reshape(sizes)
+            elif node.op_type == "Cast" and cast:
+                array = array.astype(helper.tensor_dtype_to_np_dtype(int(number(node, "to", TensorProto.FLOAT))))
+        return array
+
+    def _reshape_target(self, node: NodeProto) -> tuple[int, ...] | None:
+        if len(node.input) < 2:
+            return ints(node, "shape", ())
+        constant = self.constant(node.input[1])
+        if constant is None or constant.steps:
+            return None
+        return tuple(int(size) for size in self.stored(constant.root).reshape(-1))
+
+    def readers(self, root: str) -> list[tuple[NodeProto | None, int]]:
+        """Nodes that read a stored tensor, looking through pass-through nodes; None stands for the graph's own outputs."""
+        found: list[tuple[NodeProto | None, int]] = [(None, -1)] if root in self.outputs else []
+        for node, slot in self.consumers.get(root, []):
+            if node.op_type in PASS_THROUGH and is_standard(node) and slot == 0:
+                found.extend(self.readers(node.output[0]))
+            else:
+                found.append((node, slot))
+        return found
+
+    @property
+    def constant_names(self) -> set[str]:
+        """Every tensor that depends on stored tensors only, not on the inputs."""
+        if self._constant_names is None:
+            known = set(self.tensors)
+            for node in self.model.graph.node:
+                if node.op_type not in RANDOM and all(name in known for name in reads(node)):
+                    known |= set(filter(None, node.output))
+            self._constant_names = known
+        return self._constant_names
+
+    def fresh(self, base: str) -> str:
+        """A tensor name that is not in use."""
+        used = {name for node in self.model.graph.node for name in (*node.input, *node.output)}
+        used |= {value.name for value in self.model.graph.input} | set(self.tensors)
+        name, number = base, 1
+        while name in used:
+            number += 1
+            name = f"{base}_{number}"
+        return name
+
+
+def tensor_like(array: Array, tensor: TensorProto, layer: str) -> TensorProto:
+    """Encodes an array with a stored tensor's name and dtype; refuses values the dtype cannot hold."""
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    with np.errstate(over="ignore"):
+        stored = np.ascontiguousarray(array).astype(dtype)
+    if not np.isfinite(stored.astype(np.float64)).all():
+        worst = float(np.abs(array).max())
+        raise ModelError(
+            f"layer {layer!r}: a repaired value of magnitude {worst:.4g} does not fit {np.dtype(dtype).name}; "
+            "use another repair or exclude the layer"
+        )
+    return onnx.numpy_helper.from_array(stored, tensor.name)

@@ -1,0 +1,221 @@
+"""Finding what can be pruned, and reading it: every weight ends up as a `Layer` or as a `Skipped` with its reason."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from relrep_onnx.graph.index import Constant, Graph, display_name, is_standard, subgraphs
+from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
+from relrep_onnx.graph.stages import levels
+from relrep_onnx.types import ConfigError, FloatArray, Layer, Selection, Skipped, Use
+
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """One node's weight before sharing is resolved."""
+
+    node: NodeProto
+    slot: int
+    constant: Constant
+    form: Form
+
+    def same_reading(self, other: _Found) -> bool:
+        """True where both nodes see the stored tensor as the same matrix and read their inputs in the same way."""
+        return self._reading() == other._reading()
+
+    def _reading(self) -> object:
+        steps = [(step.op_type, _attributes(step), tuple(step.input[1:])) for step in self.constant.steps]
+        return self.node.op_type, self.slot, _attributes(self.node), self.form.view, steps
+
+
+def find_layers(graph: Graph, selection: Selection) -> tuple[list[Layer], list[Skipped]]:
+    """Prunable layers in graph order, and every other weight with the reason it stays.
+
+    Raises:
+        ConfigError: an exclude or operator pattern matches nothing.
+    """
+    nodes = list(graph.model.graph.node)
+    excluded = _matching(selection.nodes_to_exclude, _known_names(graph, nodes), "nodes to exclude")
+    wanted = _matching(selection.op_types, {n.op_type for n in nodes} & set(OPERATORS), "operator types")
+    found: dict[str, list[_Found]] = {}
+    skipped: list[Skipped] = []
+    for node in nodes:
+        try:
+            one = _weight_of(graph, node)
+            if one is None:
+                continue
+            if display_name(node) in excluded or one.constant.root in excluded:
+                raise NotPrunable("excluded by name")
+            if selection.op_types and node.op_type not in wanted:
+                raise NotPrunable(f"operator type {node.op_type} was not asked for")
+            size = one.form.rows * one.form.cols
+            if size < selection.min_size:
+                raise NotPrunable(f"{size} weights, fewer than the minimum of {selection.min_size}")
+            found.setdefault(one.constant.root, []).append(one)
+        except NotPrunable as reason:
+            skipped.append(Skipped(display_name(node), node.op_type, str(reason)))
+    layers = []
+    names: set[str] = set()
+    for root, users in found.items():
+        problem = _sharing_problem(graph, root, users)
+        if problem is not None:
+            skipped.extend(Skipped(display_name(u.node), u.node.op_type, problem) for u in users)
+            continue
+        layer = _layer(graph, root, users, names)
+        names.add(layer.name)
+        layers.append(layer)
+    layers, dependent = _independent(graph, layers)
+    skipped.extend(dependent)
+    skipped.extend(_unreachable(graph, selection.min_size))
+    return layers, skipped
+
+
+def read_weight(graph: Graph, layer: Layer) -> FloatArray:
+    """The layer's effective weight (alpha included) as float64[rows, cols], in the order its inputs are sampled."""
+    form, constant = locate(graph, layer)
+    stored = graph.through(constant.steps, graph.stored(constant.root), cast=False).astype(np.float64)
+    return np.ascontiguousarray(form.to_matrix(stored)) * form.scale
+
+
+def locate(graph: Graph, layer: Layer) -> tuple[Form, Constant]:
+    """The form and the stored tensor of a layer that `find_layers` returned, in this graph or a stage of it."""
+    node = graph.producers[layer.uses[0].output]
+    found = _weight_of(graph, node)
+    if found is None:
+        raise KeyError(layer.name)
+    return found.form, found.constant
+
+
+def _weight_of(graph: Graph, node: NodeProto) -> _Found | None:
+    """The weight a node holds; None where the node is of no interest; NotPrunable where it is but must stay."""
+    operator = OPERATORS.get(node.op_type) if is_standard(node) else None
+    if operator is None:
+        return None
+    constants = [(slot, graph.constant(node.input[slot])) for slot in operator.weight_slots if slot < len(node.input)]
+    slot, constant = next(((s, c) for s, c in constants if c is not None), (0, None))
+    if constant is None:
+        raise NotPrunable(_why_computed(graph, [node.input[s] for s, _ in constants]))
+    operands = [s for s in operator.weight_slots if s != slot] or [0]
+    if any(node.input[s] in graph.constant_names for s in operands if s < len(node.input)):
+        raise NotPrunable("a constant expression: it has no activation")
+    tensor = graph.tensors[constant.root]
+    if tensor.data_type not in FLOATS:
+        raise NotPrunable(f"weights of type {TensorProto.DataType.Name(tensor.data_type).lower()}")
+    bias = operator.bias_slot
+    if bias is not None and bias < len(node.input) and node.input[bias] and graph.value(node.input[bias]) is None:
+        raise NotPrunable("its bias is computed at run time")
+    shape = graph.through(constant.steps, np.empty(tuple(tensor.dims), np.bool_), cast=False).shape
+    if 0 in shape:
+        raise NotPrunable("an empty weight")
+    return _Found(node, slot, constant, operator.form(node, shape, slot))
+
+
+def _attributes(node: NodeProto) -> list[bytes]:
+    return sorted(item.SerializeToString(deterministic=True) for item in node.attribute)
+
+
+def _why_computed(graph: Graph, names: Sequence[str]) -> str:
+    makers = {graph.producers[name].op_type for name in names if name in graph.producers}
+    if "DequantizeLinear" in makers:
+        return "quantized weight (behind DequantizeLinear)"
+    return "no constant operand: the weight is computed at run time"
+
+
+def _sharing_problem(graph: Graph, root: str, users: Sequence[_Found]) -> str | None:
+    mine = {max(user.node.output) for user in users}
+    for node, slot in graph.readers(root):
+        if node is None:
+            return f"its weight {root!r} is also an output of the graph"
+        if max(node.output) not in mine or slot != users[0].slot:
+            return f"its weight {root!r} is also read by {display_name(node)!r} ({node.op_type})"
+    if any(not users[0].same_reading(user) for user in users[1:]):
+        return f"its weight {root!r} is read by several nodes in different ways"
+    if not np.isfinite(graph.stored(root).astype(np.float64)).all():
+        return f"its weight {root!r} holds NaN or infinity"
+    return None
+
+
+def _layer(graph: Graph, root: str, users: Sequence[_Found], taken: set[str]) -> Layer:
+    first = users[0]
+    name = display_name(first.node)
+    return Layer(
+        name=name if name not in taken else first.node.output[0],
+        op=first.node.op_type,
+        weight=root,
+        shape=tuple(graph.tensors[root].dims),
+        rows=first.form.rows,
+        cols=first.form.cols,
+        groups=first.form.groups,
+        view=first.form.view,
+        uses=tuple(Use(display_name(u.node), u.node.input[1 - u.slot], u.node.output[0]) for u in users),
+        normalized=all(_feeds_batch_norm(graph, u.node.output[0]) for u in users),
+    )
+
+
+def _feeds_batch_norm(graph: Graph, output: str) -> bool:
+    return [node.op_type for node, _ in graph.consumers.get(output, [])] == ["BatchNormalization"]
+
+
+def _independent(graph: Graph, layers: list[Layer]) -> tuple[list[Layer], list[Skipped]]:
+    """Drops shared layers whose users feed each other: no single point in the pass could repair them."""
+    skipped: list[Skipped] = []
+    while (dependent := levels(graph, layers)[1]) is not None:
+        layers = [layer for layer in layers if layer is not dependent]
+        reason = f"its weight {dependent.weight!r} is shared by nodes that feed each other"
+        skipped.extend(Skipped(use.node, dependent.op, reason) for use in dependent.uses)
+    return layers, skipped
+
+
+def _unreachable(graph: Graph, min_size: int) -> Iterator[Skipped]:
+    """Weights outside the table's reach: other operators, control-flow bodies, model-local functions."""
+    for node in graph.model.graph.node:
+        if node.op_type not in OPERATORS or not is_standard(node):
+            large = [name for name in node.input if _float_size(graph, name) >= min_size]
+            if large and not (is_standard(node) and node.op_type in ("Identity", "Cast", "Transpose", "Reshape")):
+                yield Skipped(display_name(node), node.op_type, f"operator not supported; its constant {large[0]!r} stays")
+        for inner in subgraphs(node):
+            yield from _inside(inner.node, f"inside the body of {display_name(node)!r} ({node.op_type})")
+    for function in graph.model.functions:
+        yield from _inside(function.node, f"inside the model-local function {function.name!r}")
+
+
+def _inside(nodes: Sequence[NodeProto], where: str) -> Iterator[Skipped]:
+    for node in nodes:
+        if node.op_type in OPERATORS and is_standard(node):
+            yield Skipped(display_name(node), node.op_type, where)
+        for inner in subgraphs(node):
+            yield from _inside(inner.node, where)
+
+
+def _float_size(graph: Graph, name: str) -> int:
+    constant = graph.constant(name)
+    if constant is None or graph.tensors[constant.root].data_type not in FLOATS:
+        return 0
+    return int(np.prod(graph.tensors[constant.root].dims, dtype=np.int64))
+
+
+def _known_names(graph: Graph, nodes: Sequence[NodeProto]) -> set[str]:
+    return {display_name(node) for node in nodes} | set(graph.tensors)
+
+
+def _matching(patterns: Sequence[str], names: set[str], what: str) -> set[str]:
+    """Names that equal a pattern, or that it matches whole as a regular expression."""
+    chosen: set[str] = set()
+    for pattern in patterns:
+        try:
+            hits = {name for name in names if name == pattern or re.fullmatch(pattern, name)}
+        except re.error as error:
+            raise ConfigError(f"{what}: {pattern!r} is no valid regular expression ({error})") from error
+        if not hits:
+            near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or sorted(names)[:3]
+            raise ConfigError(f"{what}: nothing is called {pattern!r}; near names: {', '.join(map(repr, near))}")
+        chosen |= hits
+    return chosen

@@ -1,0 +1,233 @@
+"""Reading a model and writing one, whole or not at all.
+
+External data keeps its layout: tensors that were external stay so, one data file per original one.  A data file's name holds a
+hash of its content, so the model that is replaced stays whole until the new one is moved into its place, last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import ModelProto, TensorProto, numpy_helper
+from onnx.checker import ValidationError
+from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
+
+from relrep_onnx.types import ModelError
+
+HASH_LENGTH = 12
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model in memory, all tensors inside; `external` maps a tensor to the data file it came from."""
+
+    model: ModelProto
+    path: Path | None
+    external: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return str(self.path) if self.path else "the given model"
+
+
+def load(source: str | os.PathLike[str] | ModelProto) -> LoadedModel:
+    """Loads a model; a ModelProto is copied, never changed.
+
+    Raises:
+        ModelError: no such file, not ONNX, or external data that is missing or lies outside the model's folder.
+    """
+    if isinstance(source, ModelProto):
+        model = ModelProto()
+        model.CopyFrom(source)
+        path = None
+    else:
+        path = Path(source)
+        try:
+            model = ModelProto.FromString(path.read_bytes())
+        except OSError as error:
+            raise ModelError(f"cannot read the model {str(path)!r}: {error.strerror}") from error
+        except DecodeError as error:
+            raise ModelError(f"{str(path)!r} is not an ONNX model (its bytes do not parse)") from error
+    where = str(path) if path else "the given model"
+    if not model.graph.node and not model.graph.output:
+        raise ModelError(f"{where!r} is not an ONNX model: it holds no graph")
+    external = _load_external(model, path)
+    notes = _densify(model)
+    return LoadedModel(model, path, external, notes)
+
+
+def _load_external(model: ModelProto, path: Path | None) -> dict[str, str]:
+    external = {}
+    for tensor in _stored_tensors(model):
+        if not uses_external_data(tensor):
+            continue
+        if path is None:
+            raise ModelError(f"tensor {tensor.name!r} lies in an external file; give the model's path instead of the object")
+        location = ExternalDataInfo(tensor).location
+        try:
+            load_external_data_for_tensor(tensor, str(path.parent))
+        except (ValidationError, OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"the external data {location!r} of tensor {tensor.name!r} cannot be read: {error}") from error
+        tensor.data_location = TensorProto.DEFAULT
+        del tensor.external_data[:]
+        external[tensor.name] = location
+    return external
+
+
+def _stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        for item in node.attribute:
+            if item.HasField("t"):
+                yield item.t
+
+
+def _densify(model: ModelProto) -> tuple[str, ...]:
+    """Turns sparse initializers into dense ones: most tools, ONNX Runtime's own among them, drop or break sparse ones."""
+    notes = []
+    for sparse in model.graph.sparse_initializer:
+        values = numpy_helper.to_array(sparse.values)
+        dense = np.zeros(int(np.prod(sparse.dims, dtype=np.int64)), values.dtype)
+        indices = numpy_helper.to_array(sparse.indices)
+        if indices.ndim == 2:
+            indices = np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
+        dense[indices] = values
+        model.graph.initializer.append(numpy_helper.from_array(dense.reshape(tuple(sparse.dims)), sparse.values.name))
+        notes.append(f"the sparse initializer {sparse.values.name!r} was made dense")
+    del model.graph.sparse_initializer[:]
+    return tuple(notes)
+
+
+class Staged:
+    """An output on its way: write it, check it at `path`, then `commit`; without a commit nothing stays behind."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.path = target.with_name(f".{target.name}.relrep-{os.getpid()}.tmp")
+        self._data: list[Path] = []
+
+    def write(self, model: ModelProto, external: Mapping[str, str]) -> None:
+        """Writes the model under its temporary name, external tensors beside it under their final ones."""
+        copy = model
+        if external:
+            copy = ModelProto()
+            copy.CopyFrom(model)
+            self._write_external(copy, external)
+        try:
+            self.path.write_bytes(copy.SerializeToString(deterministic=True))
+        except EncodeError as error:
+            raise ModelError("the model is over 2 GB: store its tensors as external data first") from error
+
+    def _write_external(self, model: ModelProto, external: Mapping[str, str]) -> None:
+        files: dict[str, list[TensorProto]] = {}
+        for tensor in _stored_tensors(model):
+            if tensor.name in external:
+                if not tensor.HasField("raw_data"):
+                    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+                files.setdefault(external[tensor.name], []).append(tensor)
+        for number, tensors in enumerate(files.values()):
+            digest = hashlib.sha256()
+            for tensor in tensors:
+                digest.update(tensor.raw_data)
+            suffix = f"-{number}" if number else ""
+            final = self.target.with_name(f"{self.target.name}.{digest.hexdigest()[:HASH_LENGTH]}{suffix}.data")
+            if not final.exists():
+                self._data.append(final)
+                temporary = final.with_name(f".{final.name}.relrep-{os.getpid()}.tmp")
+                with temporary.open("wb") as stream:
+                    for tensor in tensors:
+                        stream.write(tensor.raw_data)
+                temporary.replace(final)
+            offset = 0
+            for tensor in tensors:
+                length = len(tensor.raw_data)
+                tensor.ClearField("raw_data")
+                tensor.data_location = TensorProto.EXTERNAL
+                for key, value in (("location", final.name), ("offset", offset), ("length", length)):
+                    tensor.external_data.add(key=key, value=str(value))
+                offset += length
+
+    def external_files(self) -> set[Path]:
+        """Data files the written model refers to."""
+        return _own_data_files(self.path)
+
+    def commit(self) -> None:
+        """Moves the model into place, then removes data files that only the replaced model used."""
+        replaced = _own_data_files(self.target)
+        kept = _own_data_files(self.path)
+        self.path.replace(self.target)
+        self._data.clear()
+        for file in replaced - kept:
+            file.unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Removes what was written and not committed."""
+        for file in (self.path, *self._data):
+            file.unlink(missing_ok=True)
+
+
+def _own_data_files(path: Path) -> set[Path]:
+    """Data files that a model we wrote refers to."""
+    try:
+        model = ModelProto.FromString(path.read_bytes())
+    except (OSError, DecodeError):
+        return set()
+    names = {ExternalDataInfo(t).location for t in _stored_tensors(model) if uses_external_data(t)}
+    target = path.name.removeprefix(".").split(".relrep-")[0]
+    return {path.with_name(name) for name in names if name.startswith(f"{target}.") and name.endswith(".data")}
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Staged]:
+    """A temporary output beside `target`, discarded unless committed.
+
+    Raises:
+        ModelError: the target's folder is missing or cannot be written.
+    """
+    _remove_stale(target)
+    stage = Staged(target)
+    try:
+        yield stage
+    except OSError as error:
+        raise ModelError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
+    finally:
+        stage.discard()
+
+
+def _remove_stale(target: Path) -> None:
+    """Removes temporaries that runs on this target left when they were killed."""
+    for file in target.parent.glob(f".{target.name}*.relrep-*.tmp"):
+        owner = file.name.removesuffix(".tmp").rpartition("-")[2]
+        if not (owner.isdigit() and _alive(int(owner))):
+            file.unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def model_hash(model: ModelProto) -> str:
+    """sha256 of the model with all its tensors, hexadecimal."""
+    digest = hashlib.sha256()
+    skeleton = ModelProto()
+    skeleton.CopyFrom(model)
+    for tensor in skeleton.graph.initializer:
+        digest.update(tensor.raw_data)
+        tensor.ClearField("raw_data")
+    digest.update(skeleton.SerializeToString(deterministic=True))
+    return digest.hexdigest()

@@ -1,0 +1,133 @@
+"""What a run gives back: typed, printable, and JSON without NaN."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import ModelProto
+
+from relrep_onnx.config import Config
+from relrep_onnx.types import Layer, ScoreCurve, Skipped
+from relrep_onnx.verify import Fidelity
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Bytes of a file (with its external data), gzipped, and what is left in its prunable layers."""
+
+    file_bytes: int
+    gzip_bytes: int
+    nonzeros: int
+    macs: int
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReport:
+    """One prunable layer; after `optimize` with the sparsity it got."""
+
+    layer: Layer
+    macs: int
+    curve: ScoreCurve
+    sparsity: float
+    zeros: int
+
+    @property
+    def rr(self) -> float:
+        """Relative Repairability at this sparsity; NaN where undefined."""
+        return self.curve.rr_at(self.sparsity)
+
+
+@dataclass(frozen=True, eq=False)
+class Provenance:
+    """What is needed to run it again."""
+
+    model: str
+    model_sha256: str
+    data: str
+    data_sha256: str
+    random_data: bool
+    calibration_samples: int
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """Result of `analyze`: curves of every prunable layer, and what is skipped."""
+
+    config: Config
+    provenance: Provenance
+    layers: tuple[LayerReport, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Result(Analysis):
+    """Result of `optimize`.  `model` is the sparse model itself."""
+
+    model: ModelProto
+    output: str | None
+    before: ModelSize
+    after: ModelSize
+    fidelity: Fidelity
+    metric_before: float | None
+    metric_after: float | None
+    seconds: float
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros among the prunable weights, as a fraction."""
+        return sum(r.zeros for r in self.layers) / max(1, sum(r.layer.size for r in self.layers))
+
+    @property
+    def macs_sparsity(self) -> float:
+        """Removed multiply-accumulates of the prunable layers, as a fraction."""
+        return 1 - self.after.macs / self.before.macs if self.before.macs else 0.0
+
+
+def to_json(value: Analysis | Fidelity) -> str:
+    """The result as JSON with a schema version; numbers that are not finite become null."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, ModelProto):
+        return None
+    if isinstance(value, LayerReport):
+        return {
+            **_fields(value),
+            "rr": _plain(value.rr),
+            "raw": _plain(value.curve.raw_at(value.sparsity)),
+            "residual": _plain(value.curve.residual_at(value.sparsity)),
+            "snr_db": _plain(value.curve.snr_db(value.sparsity)),
+        }
+    if isinstance(value, ScoreCurve):
+        return {**_fields(value), "rr": _plain(value.rr)}
+    if isinstance(value, Result):
+        return {**_fields(value), "sparsity": value.sparsity, "macs_sparsity": value.macs_sparsity}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _fields(value)
+    if isinstance(value, np.ndarray):
+        return [_plain(item) for item in value.tolist()]
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {
+        f.name: _plain(getattr(value, f.name))
+        for f in dataclasses.fields(value)
+        if f.name != "model" or isinstance(value, Provenance)
+    }

@@ -1,0 +1,89 @@
+"""ONNX Runtime, and nothing else: sessions, and running them.  The only room that imports onnxruntime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as binding
+
+from relrep_onnx.types import Array, CalibrationError, Feeds, ModelError, TensorInfo
+
+VERSION: str = onnxruntime.__version__
+
+# Every failure ONNX Runtime reports has a class of its own, with no common base below Exception.
+_KINDS = "EPFail EngineError Fail InvalidArgument InvalidGraph InvalidProtobuf ModelLoaded NoModel NoSuchFile NotImplemented"
+FAILURES: tuple[type[Exception], ...] = (
+    ValueError,
+    RuntimeError,
+    *(getattr(binding, name) for name in (*_KINDS.split(), "RuntimeException") if hasattr(binding, name)),
+)
+
+
+@dataclass(frozen=True)
+class RuntimeOptions:
+    """How sessions are opened: 0 threads means ONNX Runtime's own choice."""
+
+    threads: int = 0
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    custom_op_library: str | None = None
+
+
+class Session:
+    """One loaded model."""
+
+    def __init__(self, model: bytes | Path, options: RuntimeOptions, *, what: str = "the model") -> None:
+        """Loads a model from its bytes or its path.
+
+        Raises:
+            ModelError: ONNX Runtime refuses it, or a provider or a custom-op library is missing.
+        """
+        self.what = what
+        unknown = set(options.providers) - set(onnxruntime.get_available_providers())
+        if unknown:
+            available = ", ".join(onnxruntime.get_available_providers())
+            raise ModelError(f"this ONNX Runtime has no {', '.join(sorted(unknown))}; available: {available}")
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.threads
+        settings.log_severity_level = 4  # failures reach the caller as exceptions
+        try:
+            if options.custom_op_library:
+                settings.register_custom_ops_library(options.custom_op_library)
+            source = str(model) if isinstance(model, Path) else model
+            self.raw = onnxruntime.InferenceSession(source, settings, providers=list(options.providers))
+        except FAILURES as error:
+            raise ModelError(f"ONNX Runtime cannot load {what}: {_first_line(error)}") from error
+        self.inputs = [TensorInfo(i.name, i.type, tuple(i.shape)) for i in self.raw.get_inputs()]
+        self.outputs = [TensorInfo(o.name, o.type, tuple(o.shape)) for o in self.raw.get_outputs()]
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Runs once.
+
+        Raises:
+            CalibrationError: the feeds do not fit the model, or it fails on them.
+        """
+        names = [o.name for o in self.outputs] if outputs is None else list(outputs)
+        try:
+            values = self.raw.run(names, dict(feeds))
+        except FAILURES as error:
+            shapes = ", ".join(f"{name} {_describe(value)}" for name, value in feeds.items())
+            raise CalibrationError(f"ONNX Runtime fails to run {self.what} on {shapes}: {_first_line(error)}") from error
+        return dict(zip(names, values, strict=True))
+
+    def types(self) -> Mapping[str, str]:
+        """ONNX Runtime's type of each output."""
+        return {o.name: o.type for o in self.outputs}
+
+
+def _describe(value: object) -> str:
+    return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
+
+
+def _first_line(error: Exception) -> str:
+    """The message without ONNX Runtime's prefix and stack."""
+    text = str(error).strip() or type(error).__name__
+    line = text.splitlines()[0]
+    return line.split(" : ", 3)[-1] if line.startswith("[ONNXRuntimeError]") else line

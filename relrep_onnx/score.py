@@ -1,0 +1,55 @@
+"""Relative Repairability: how much of a layer's pruning damage repair cannot undo.
+
+    raw(s) = E|yd - ys|^2 with the layer pruned to sparsity s      residual(s) = the same after repair
+    RR(s) = residual(s) / raw(s)                                   (arXiv 2605.25508; low = repairable)
+
+Both from the moments of the dense network's inputs alone, so a curve costs matrix products, no runs.  Squared L2 norm over
+channels and positions, and the grid below, are our choices; the paper's are not public.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from relrep_onnx.masks import Pattern, Saliency
+from relrep_onnx.moments import Covariance, Moments
+from relrep_onnx.repair import Repair, none
+from relrep_onnx.types import FloatArray, Layer, ScoreCurve
+
+GRID: Final = (0.2, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 1.0)
+
+
+def score_layer(
+    layer: Layer,
+    weight: FloatArray,
+    inputs: Covariance,
+    repair: Repair,
+    pattern: Pattern,
+    saliency: Saliency,
+    grid: Sequence[float] = GRID,
+) -> ScoreCurve:
+    """Raw and residual distortion of one layer over a grid of sparsities.
+
+    Args:
+        layer: the layer.
+        weight: its dense weight, float64[rows, cols].
+        inputs: the moments of its inputs in the dense network.
+        repair: the repair whose residual counts.
+        pattern: the sparsity pattern.
+        saliency: what the pattern ranks.
+        grid: sparsities, ascending, in (0, 1].
+    """
+    moments = Moments.dense(inputs, weight)
+    scores = saliency(weight)
+    masks = [pattern(scores, round(sparsity * layer.size)) for sparsity in grid]
+    return ScoreCurve(
+        layer=layer.name,
+        size=layer.size,
+        signal=float(moments.target_variance.sum()),
+        sparsity=np.asarray(grid, np.float64),
+        raw=np.array([none(weight, mask, moments).residual.sum() for mask in masks]),
+        residual=np.array([repair(weight, mask, moments).residual.sum() for mask in masks]),
+    )

@@ -1,0 +1,223 @@
+"""Dense against sparse on held-out samples, through plain sessions of the files themselves, and the gates.
+
+    relative L2 = |ys - yd| / |yd|        cosine = ys . yd / (|ys| |yd|)        over all samples of one output
+Top-1 agreement is reported for outputs that look like classes: one axis besides the samples' has more than one element.
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from relrep_onnx.runtime import Session
+from relrep_onnx.types import Array, ConfigError, Feeds, VerificationError
+
+Metric = Callable[[Any], float]
+"""The user's own measure: called with an onnxruntime.InferenceSession, larger is better."""
+
+
+@dataclass(frozen=True)
+class OutputFidelity:
+    """How far one output of the sparse model is from the dense one's."""
+
+    output: str
+    relative_l2: float
+    cosine: float
+    worst_sample: int
+    worst_relative_l2: float
+    top1_agreement: float | None
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """All floating-point outputs on `samples` held-out samples."""
+
+    samples: int
+    outputs: tuple[OutputFidelity, ...]
+
+    @property
+    def relative_l2(self) -> float:
+        """The worst output's relative L2."""
+        return float(np.max([o.relative_l2 for o in self.outputs], initial=0.0))  # NaN stays NaN
+
+    @property
+    def top1_agreement(self) -> float | None:
+        """The worst class-like output's agreement; None where no output looks like classes."""
+        return min((o.top1_agreement for o in self.outputs if o.top1_agreement is not None), default=None)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """Limits the written model must keep; None means not asked for."""
+
+    max_error: float | None = None
+    min_agreement: float | None = None
+    min_metric: float | None = None
+
+    def check_resolution(self, samples: int) -> None:
+        """Refuses an agreement that this many samples cannot tell from 1.
+
+        Raises:
+            ConfigError: the gate lies between 1 - 1/samples and 1.
+        """
+        if self.min_agreement is not None and 1 - 1 / samples < self.min_agreement < 1:
+            raise ConfigError(
+                f"--min-agreement {self.min_agreement:g} is finer than {samples} held-out samples resolve (steps of "
+                f"{1 / samples:.4g}); give more samples (--holdout), or ask for 1 or at most {1 - 1 / samples:.4g}"
+            )
+
+
+def float_outputs(session: Session) -> list[str]:
+    """Names of the outputs that can be compared by distance."""
+    return [o.name for o in session.outputs if o.dtype is not None and np.issubdtype(o.dtype, np.floating)]
+
+
+def compare_sessions(dense: Session, sparse: Session, batches: Iterable[Feeds]) -> Fidelity:
+    """Runs both models on the same batches."""
+    names = float_outputs(dense)
+    return compare_outputs(names, ((feeds, dense.run(feeds, names)) for feeds in batches), sparse)
+
+
+def compare_outputs(names: Sequence[str], dense: Iterable[tuple[Feeds, Feeds]], sparse: Session) -> Fidelity:
+    """Compares a model with what the dense one gave: pairs of (feeds, its outputs)."""
+    sums = {name: _Sums() for name in names}
+    samples = 0
+    for feeds, expected in dense:
+        given = sparse.run(feeds, names)
+        size = _batch_size(feeds)
+        for name in names:
+            sums[name].add(expected[name], given[name], size, samples)
+        samples += size
+    return Fidelity(samples, tuple(total.result(name) for name, total in sums.items()))
+
+
+def check_gates(fidelity: Fidelity, metric: float | None, gates: Gates) -> None:
+    """Raises `VerificationError` naming every gate that is not met."""
+    missed = []
+    # Written so that NaN misses every gate.
+    if gates.max_error is not None and not fidelity.relative_l2 <= gates.max_error:
+        missed.append(f"relative L2 error {fidelity.relative_l2:.4g} is above --max-error {gates.max_error:g}")
+    if gates.min_agreement is not None:
+        if fidelity.top1_agreement is None:
+            raise ConfigError("--min-agreement needs an output that looks like classes; this model has none")
+        if not fidelity.top1_agreement >= gates.min_agreement:
+            missed.append(f"top-1 agreement {fidelity.top1_agreement:.4f} is below --min-agreement {gates.min_agreement:g}")
+    if gates.min_metric is not None and not (metric is not None and metric >= gates.min_metric):
+        missed.append(f"metric {metric} is below --min-metric {gates.min_metric:g}")
+    if missed:
+        raise VerificationError("; ".join(missed) + f" ({fidelity.samples} held-out samples); nothing was written")
+
+
+def load_metric(reference: str) -> Metric:
+    """The function that `module:function` names; the current folder is searched first.
+
+    Raises:
+        ConfigError: no such module or function.
+    """
+    module, _, function = reference.partition(":")
+    if not module or not function:
+        raise ConfigError(f"--eval takes module:function, not {reference!r}")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        metric = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise ConfigError(f"--eval: cannot import {module!r}: {error}") from error
+    except AttributeError as error:
+        raise ConfigError(f"--eval: module {module!r} has no {function!r}") from error
+    if not callable(metric):
+        raise ConfigError(f"--eval: {reference!r} is no function")
+    return metric  # type: ignore[no-any-return]
+
+
+def run_metric(metric: Metric, session: Session) -> float:
+    """The user's metric of one model.
+
+    Raises:
+        ConfigError: it returns something that is no number.
+    """
+    value = metric(session.raw)
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the metric returned {value!r}; it must return one number, larger is better") from error
+
+
+def gzip_size(path: Path) -> int:
+    """Bytes of a file after gzip (level 6), as a download would see it."""
+    counter = _Counter()
+    with gzip.GzipFile(fileobj=counter, mode="wb", compresslevel=6, mtime=0) as packed, path.open("rb") as source:
+        while chunk := source.read(1 << 20):
+            packed.write(chunk)
+    return counter.count
+
+
+class _Counter:
+    """A sink that counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def write(self, data: bytes) -> int:
+        self.count += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+def _batch_size(feeds: Feeds) -> int:
+    lengths = {value.shape[0] for value in feeds.values() if value.ndim}
+    return lengths.pop() if len(lengths) == 1 else 1
+
+
+class _Sums:
+    """Running sums of one output."""
+
+    def __init__(self) -> None:
+        self.difference = self.dense = self.sparse = self.product = 0.0
+        self.worst = (-1.0, 0)
+        self.hits = self.rows = 0
+        self.classes = True
+
+    def add(self, left: Array, right: Array, size: int, first: int) -> None:
+        per_sample = left.ndim > 0 and left.shape[0] == size
+        a = left.astype(np.float64).reshape(size if per_sample else 1, -1)
+        b = right.astype(np.float64).reshape(a.shape)
+        gap, energy = ((b - a) ** 2).sum(axis=1), (a**2).sum(axis=1)
+        self.difference += float(gap.sum())
+        self.dense += float(energy.sum())
+        self.sparse += float((b**2).sum())
+        self.product += float((a * b).sum())
+        error = [_ratio(g, e) for g, e in zip(gap.tolist(), energy.tolist(), strict=True)]
+        worst = int(np.argmax(error))
+        self.worst = max(self.worst, (error[worst], first + worst))
+        self.classes &= per_sample and sum(n > 1 for n in left.shape[1:]) == 1
+        if self.classes:
+            self.hits += int((a.argmax(axis=1) == b.argmax(axis=1)).sum())
+            self.rows += len(a)
+
+    def result(self, name: str) -> OutputFidelity:
+        norm = math.sqrt(self.dense) * math.sqrt(self.sparse)
+        return OutputFidelity(
+            output=name,
+            relative_l2=_ratio(self.difference, self.dense),
+            cosine=self.product / norm if norm > 0 else float(self.difference == 0),
+            worst_sample=self.worst[1],
+            worst_relative_l2=self.worst[0],
+            top1_agreement=self.hits / self.rows if self.classes and self.rows else None,
+        )
+
+
+def _ratio(squared_gap: float, squared_norm: float) -> float:
+    if squared_norm > 0:
+        return math.sqrt(squared_gap / squared_norm)
+    return 0.0 if squared_gap == 0 else math.inf
