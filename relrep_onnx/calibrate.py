@@ -41,6 +41,7 @@ class WalkSettings:
     seed: int
     memory: int
     progress: Progress
+    observe: Callable[[int], None] = lambda live: None  # told the bytes of live tensors after each stage
 
 
 class LiveTensors:
@@ -48,21 +49,21 @@ class LiveTensors:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._held = 0
+        self.held = 0
         self._values: dict[tuple[int, str], Array | Path] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
     def put(self, batch: int, name: str, value: Array) -> None:
         """Keeps one tensor."""
-        if isinstance(value, np.ndarray) and self._held + value.nbytes > self._limit and not value.dtype.hasobject:
+        if isinstance(value, np.ndarray) and self.held + value.nbytes > self._limit and not value.dtype.hasobject:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="relrep-")
             self._files += 1
             path = Path(self._folder.name) / f"{self._files}.npy"
             np.save(path, value, allow_pickle=False)
             self._values[batch, name] = path
             return
-        self._held += getattr(value, "nbytes", 0)
+        self.held += getattr(value, "nbytes", 0)
         self._values[batch, name] = value
 
     def get(self, batch: int, name: str) -> Array:
@@ -77,7 +78,7 @@ class LiveTensors:
             if isinstance(value, Path):
                 value.unlink()
             else:
-                self._held -= getattr(value, "nbytes", 0)
+                self.held -= getattr(value, "nbytes", 0)
 
     def close(self) -> None:
         """Forgets everything."""
@@ -123,6 +124,7 @@ class Walk:
                 feeds = {name: self._live.get(batch, name) for name in stage.inputs}
                 for name, value in session.run(feeds, stage.outputs).items():
                     self._live.put(batch, name, value)
+        self._settings.observe(self._live.held)
         self._live.keep_only(stage.alive)
 
     def activation(self, batch: int, name: str) -> Array:

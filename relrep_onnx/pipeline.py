@@ -66,7 +66,7 @@ class _Scored:
 
 
 @dataclass(frozen=True, eq=False)
-class _Job:
+class Job:
     """Everything both commands need, loaded and checked."""
 
     config: Config
@@ -107,7 +107,7 @@ def analyze(
         RelRepError: one of its kinds, with a message for the user.
     """
     config = config or Config()
-    job = _prepare(model, calib, config, holdout, progress)
+    job = prepare(model, calib, config, holdout, progress)
     scored = _score(job, cache_dir)
     reports = tuple(LayerReport(s.layer, s.macs, s.curve, config.sparsity, round(config.sparsity * s.layer.size)) for s in scored)
     return Analysis(config, job.provenance, reports, tuple(job.skipped), job.loaded.notes)
@@ -139,7 +139,7 @@ def optimize(
     target = None if output is None else Path(output)
     _check_target(target, model, in_place)
     metric = load_metric(config.eval) if config.eval else None
-    job = _prepare(model, calib, config, holdout, progress)
+    job = prepare(model, calib, config, holdout, progress)
     config.as_gates().check_resolution(len(job.verification))
 
     scored = _score(job, cache_dir)
@@ -197,7 +197,8 @@ def compare(dense: ModelSource, sparse: ModelSource, data: Any, config: Config |
     return compare_sessions(left, right, samples.batches(config.batch_size))
 
 
-def _prepare(model: ModelSource, calib: Any, config: Config, holdout: Any, progress: Progress) -> _Job:
+def prepare(model: ModelSource, calib: Any, config: Config, holdout: Any, progress: Progress) -> Job:
+    """Loads and checks everything a run needs; raises as `optimize` does."""
     for name, table in (("allocate", ALLOCATORS), ("repair", REPAIRS)):
         if getattr(config, name) not in table:
             raise ConfigError(f"{name} is {getattr(config, name)!r}; choose from {', '.join(table)}")
@@ -237,7 +238,7 @@ def _prepare(model: ModelSource, calib: Any, config: Config, holdout: Any, progr
             "numpy": np.__version__,
         },
     )
-    return _Job(
+    return Job(
         config,
         loaded,
         graph,
@@ -257,7 +258,7 @@ def _open(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session:
     return Session(loaded.path or loaded.model.SerializeToString(), runtime, what=loaded.name)
 
 
-def _score(job: _Job, cache_dir: str | os.PathLike[str] | None) -> list[_Scored]:
+def _score(job: Job, cache_dir: str | os.PathLike[str] | None) -> list[_Scored]:
     """RR curve of every layer, and what pruning it alone to the asked sparsity does to the outputs."""
     repair, pattern = REPAIRS[job.config.repair], PATTERNS["unstructured"]
     names = float_outputs(job.session)
@@ -277,7 +278,7 @@ def _score(job: _Job, cache_dir: str | os.PathLike[str] | None) -> list[_Scored]
     return [scored[layer.name] for layer in job.layers]
 
 
-def _dense_statistics(job: _Job, cache: Cache | None) -> Iterator[tuple[Layer, Covariance, int]]:
+def _dense_statistics(job: Job, cache: Cache | None) -> Iterator[tuple[Layer, Covariance, int]]:
     """Moments of every layer's inputs, from the cache where it has all of them."""
     keys = {layer.name: _cache_key(job, layer) for layer in job.layers}
     if cache is not None:
@@ -293,7 +294,7 @@ def _dense_statistics(job: _Job, cache: Cache | None) -> Iterator[tuple[Layer, C
         yield layer, inputs, macs
 
 
-def _cache_key(job: _Job, layer: Layer) -> str:
+def _cache_key(job: Job, layer: Layer) -> str:
     p, c = job.provenance, job.config
     runtime = (c.positions, c.seed, c.batch_size, c.threads, c.providers, sorted(p.versions.items()))
     return repr((p.model_sha256, p.data_sha256, runtime, layer))
@@ -310,7 +311,7 @@ def _unpack(entry: dict[str, Array]) -> tuple[Covariance, int]:
     return Covariance(count, entry["mean"], entry.get("matrix"), entry.get("factor")), macs
 
 
-def _allocate(job: _Job, scored: list[_Scored]) -> dict[str, int]:
+def _allocate(job: Job, scored: list[_Scored]) -> dict[str, int]:
     candidates = []
     for s in scored:
         weight = graphs.read_weight(job.graph, s.layer)
@@ -319,7 +320,7 @@ def _allocate(job: _Job, scored: list[_Scored]) -> dict[str, int]:
     return allocate(ALLOCATORS[job.config.allocate], candidates, job.config.as_budget())
 
 
-def _repair(job: _Job, zeros: dict[str, int]) -> dict[str, RepairedLayer]:
+def _repair(job: Job, zeros: dict[str, int]) -> dict[str, RepairedLayer]:
     """Masks and repairs, in graph order, every layer that gets new zeros; the others stay untouched."""
     repair, pattern = REPAIRS[job.config.repair], PATTERNS["unstructured"]
 
@@ -364,7 +365,7 @@ def _input_files(loaded: graphs.LoadedModel) -> Iterator[list[Path]]:
         yield [stage.path]
 
 
-def _metadata(job: _Job) -> dict[str, str]:
+def _metadata(job: Job) -> dict[str, str]:
     settings = {k: v for k, v in vars(job.config).items() if k in ("allocate", "repair", "budget", "sparsity", "seed")}
     return {
         **{f"relrep.{key}": str(value) for key, value in settings.items()},

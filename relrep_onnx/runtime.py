@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnx import ModelProto
 from onnxruntime.capi import onnxruntime_pybind11_state as binding
 
 from relrep_onnx.types import Array, CalibrationError, Feeds, ModelError, TensorInfo
@@ -49,6 +52,8 @@ class Session:
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = options.threads
         settings.log_severity_level = 4  # failures reach the caller as exceptions
+        # Idle threads that spin would hold the cores that NumPy's matrix products need between runs.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             if options.custom_op_library:
                 settings.register_custom_ops_library(options.custom_op_library)
@@ -87,3 +92,51 @@ def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0]
     return line.split(" : ", 3)[-1] if line.startswith("[ONNXRuntimeError]") else line
+
+
+def symbolic_shapes(model: ModelProto) -> ModelProto | None:
+    """The model with inferred shapes where plain ONNX inference gives up, or None without the `ort-tools` extra.
+
+    ONNX Runtime's own symbolic shape inference needs sympy; `onnxruntime-tools`, its ancestor on PyPI, serves where an old
+    ONNX Runtime has none.
+    """
+    for package in ("onnxruntime.tools", "onnxruntime_tools"):
+        try:
+            module = importlib.import_module(f"{package}.symbolic_shape_infer")
+        except ImportError:
+            continue
+        try:
+            inferred = module.SymbolicShapeInference.infer_shapes(model, auto_merge=True)
+        except Exception:  # what the tool itself raises; only an estimate is lost
+            return None
+        return inferred if isinstance(inferred, ModelProto) else None
+    return None
+
+
+def mobile_usability(path: Path) -> tuple[bool, list[str]]:
+    """What ONNX Runtime's own checker says about NNAPI and CoreML: whether one may help, and its lines.
+
+    Raises:
+        ModelError: the checker cannot read the model.
+    """
+    from onnxruntime.tools.mobile_helpers import usability_checker
+
+    lines: list[str] = []
+    logger = logging.Logger("usability", logging.INFO)
+    logger.addHandler(_Lines(lines))
+    try:
+        usable = usability_checker.analyze_model(path, logger=logger)
+    except FAILURES as error:
+        raise ModelError(f"the mobile usability checker cannot read {str(path)!r}: {_first_line(error)}") from error
+    return bool(usable), lines
+
+
+class _Lines(logging.Handler):
+    """Collects messages."""
+
+    def __init__(self, lines: list[str]) -> None:
+        super().__init__()
+        self._lines = lines
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record.getMessage())

@@ -4,6 +4,7 @@ from relrep_onnx.graph.index import Graph
 from relrep_onnx.graph.layers import find_layers, read_weight
 from relrep_onnx.graph.model import LoadedModel, Staged, load, model_hash, staged
 from relrep_onnx.graph.rewrite import set_metadata, with_layer, write_layer
+from relrep_onnx.graph.shapes import activation_shapes
 from relrep_onnx.graph.stages import Stage, plan_stages, stage_model
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "LoadedModel",
     "Stage",
     "Staged",
+    "activation_shapes",
     "find_layers",
     "load",
     "model_hash",

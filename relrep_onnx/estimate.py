@@ -1,0 +1,58 @@
+"""What a run would take, measured on a few batches: the `--dry-run` of `optimize`.
+
+Time is linear in the number of batches: a constant (sessions, scoring) and a slope, fitted to walks over one batch and over two.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from relrep_onnx import graph as graphs
+from relrep_onnx.calibrate import dense_pass
+from relrep_onnx.config import Config
+from relrep_onnx.pipeline import Job, ModelSource, prepare, quiet
+
+# The sequential pass walks two networks and gathers two sets of rows; the dense pass one.
+PASSES = 3.2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds and bytes a run of `optimize` would take, about."""
+
+    layers: int
+    samples: int
+    seconds: float
+    memory_bytes: int
+    spilled: bool
+
+
+def estimate(model: ModelSource, calib: Any, config: Config | None = None, *, holdout: Any = None) -> Estimate:
+    """Estimates time and peak memory without pruning anything; arguments and errors as of `optimize`."""
+    config = config or Config()
+    job = prepare(model, calib, config, holdout, quiet)
+    batches = job.calibration.batch_count(config.batch_size)
+    few = list(islice(job.calibration.batches(config.batch_size), 2))
+    one, peak = _walk(job, few[:1])
+    slope = max(_walk(job, few)[0] - one, 0.0) if len(few) > 1 else one
+    constant = max(one - slope, 0.0)
+    seconds = PASSES * (constant + slope * batches) + len(job.layers) * constant / 4
+    live = 2 * peak * batches
+    widest = max(layer.cols * layer.cols * layer.groups * 8 for layer in job.layers)
+    weights = sum(graphs.Graph(job.loaded.model).stored(name).nbytes for name in job.graph.tensors)
+    memory = min(live, 2 * job.settings.memory) + 3 * widest + 4 * weights
+    return Estimate(len(job.layers), len(job.calibration), seconds, memory, live > 2 * job.settings.memory)
+
+
+def _walk(job: Job, batches: list[Any]) -> tuple[float, int]:
+    """Seconds of a dense pass over some batches, and the most bytes of live tensors in it."""
+    peaks: list[int] = []
+    settings = dataclasses.replace(job.settings, observe=peaks.append)
+    started = time.perf_counter()
+    for _ in dense_pass(job.graph, job.layers, batches, len(batches) * job.config.batch_size, settings):
+        pass
+    return time.perf_counter() - started, max(peaks, default=0)

@@ -1,0 +1,74 @@
+"""A look at a model without data: what can be pruned, what stays and why, how much work each layer is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import ModelProto
+
+from relrep_onnx import graph as graphs
+from relrep_onnx.patches import macs
+from relrep_onnx.runtime import symbolic_shapes
+from relrep_onnx.types import Layer, Selection, Skipped
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """One prunable layer; MACs per sample are None where its input's shape is not known without data."""
+
+    layer: Layer
+    macs: int | None
+    zeros: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Result of `inspect`."""
+
+    model: str
+    opset: int
+    ir_version: int
+    weight_bytes: int
+    layers: tuple[LayerFacts, ...]
+    skipped: tuple[Skipped, ...]
+    notes: tuple[str, ...]
+
+
+def inspect(
+    model: str | os.PathLike[str] | ModelProto,
+    selection: Selection | None = None,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Inspection:
+    """Lists prunable layers and skipped weights of a model.
+
+    Args:
+        model: a path or a ModelProto.
+        selection: which weights may be pruned.
+        input_shapes: fixes open dimensions, by input name; an open first dimension counts as one sample.
+
+    Raises:
+        ModelError: the model cannot be read.
+        ConfigError: a pattern or an input shape does not fit the model.
+    """
+    loaded = graphs.load(model)
+    graph = graphs.Graph(loaded.model)
+    layers, skipped = graphs.find_layers(graph, selection or Selection())
+    shapes = graphs.activation_shapes(loaded.model, input_shapes or {}, symbolic_shapes)
+    facts = []
+    for layer in layers:
+        inputs = [shapes.get(use.activation) for use in layer.uses]
+        work = sum(macs(layer, shape) for shape in inputs if shape is not None) if None not in inputs else None
+        zeros = layer.size - int(np.count_nonzero(graphs.read_weight(graph, layer)))
+        facts.append(LayerFacts(layer, work, zeros))
+    return Inspection(
+        model=loaded.name,
+        opset=graph.opset,
+        ir_version=loaded.model.ir_version,
+        weight_bytes=sum(graph.stored(name).nbytes for name in graph.tensors),
+        layers=tuple(facts),
+        skipped=tuple(skipped),
+        notes=loaded.notes,
+    )
