@@ -113,22 +113,10 @@ def settle(path: Path, candidates: Sequence[Candidate], budget: Budget) -> dict[
     """The zeros per layer at the level of the path that meets the budget, exactly; see `allocate`."""
     sizes = np.array([c.layer.size for c in candidates])
     costs = np.array([c.cost for c in candidates])
-    low, high = _bounds(candidates, budget)
-    total = float(costs @ sizes)
-    goal = budget.sparsity * total
-    possible = float(costs @ low), float(costs @ high)
-    step = float(costs.max())
-    if not possible[0] - step / 2 <= goal <= possible[1] + step / 2:
-        raise BudgetError(
-            f"a sparsity of {budget.sparsity:g} of the {budget.unit} is not possible with these layer bounds: "
-            f"they allow {possible[0] / total:.4f} to {possible[1] / total:.4f}"
-        )
-    # Zeros that are there already count; where they exceed the goal there is nothing left to prune.
-    low = np.maximum(low, [c.zeros for c in candidates])
-    high = np.maximum(low, high)
+    low, high, goal = _limits(candidates, budget, sizes, costs)
 
     def zeros(level: float) -> FloatArray:
-        return np.asarray(np.clip(path(level) * sizes, low, high))
+        return np.asarray(np.clip(np.rint(path(level) * sizes), low, high), np.int64)
 
     below, above = 0.0, 1.0
     for _ in range(60):
@@ -137,35 +125,54 @@ def settle(path: Path, candidates: Sequence[Candidate], budget: Budget) -> dict[
             below = middle
         else:
             above = middle
-    return dict(zip((c.layer.name for c in candidates), _round(zeros(above), costs, low, high, goal).tolist(), strict=True))
+    # Several layers may gain a weight at the same level: take as many of them as the goal needs, in an order that never changes,
+    # so that a higher goal never takes a zero away.
+    counts = _approach(zeros(below), zeros(below), zeros(above), costs, goal, math.floor)
+    # Where costs differ, single weights close what is left: from below, or from above where the cheap layers are full.
+    ways = [_approach(counts, low, high, costs, goal, whole) for whole in (math.floor, math.ceil)]
+    counts = min(ways, key=lambda way: abs(goal - float(costs @ way)))
+    return dict(zip((c.layer.name for c in candidates), counts.tolist(), strict=True))
 
 
-def _round(wanted: FloatArray, costs: FloatArray, low: FloatArray, high: FloatArray, goal: float) -> FloatArray:
-    """Whole zeros whose summed cost is as near to the goal as the smallest cost allows."""
-    counts = np.clip(np.floor(wanted), low, high).astype(np.int64)
-    # The largest remainders first; then single weights of the cheapest layers close what is left.
-    for i in np.argsort(-(wanted - counts), kind="stable"):
-        if counts[i] < high[i] and costs @ counts + costs[i] <= goal + costs[i] / 2:
-            counts[i] += 1
+def _approach(
+    counts: FloatArray, low: FloatArray, high: FloatArray, costs: FloatArray, goal: float, whole: Callable[[float], int]
+) -> FloatArray:
+    """Adds or takes weights within bounds, dearest layers first, so that the summed cost comes close to the goal."""
+    counts = counts.copy()
     for i in np.argsort(-costs, kind="stable"):
-        missing = round((goal - float(costs @ counts)) / costs[i])
-        counts[i] = int(np.clip(counts[i] + missing, low[i], high[i]))
+        missing = whole((goal - float(costs @ counts)) / costs[i])
+        counts[i] = np.clip(counts[i] + missing, low[i], high[i])
     return counts
 
 
-def _bounds(candidates: Sequence[Candidate], budget: Budget) -> tuple[FloatArray, FloatArray]:
-    names = {c.layer.name for c in candidates}
-    unknown = sorted(set(budget.layers) - names)
+def _limits(
+    candidates: Sequence[Candidate], budget: Budget, sizes: FloatArray, costs: FloatArray
+) -> tuple[FloatArray, FloatArray, float]:
+    """Fewest and most zeros of each layer, whole numbers, and what all zeros together should cost."""
+    names = [c.layer.name for c in candidates]
+    unknown = sorted(set(budget.layers) - set(names))
     if unknown:
         raise ConfigError(f"no prunable layer is called {unknown[0]!r}; there are: {', '.join(sorted(names)[:5])}, ...")
-    low, high = [], []
-    for candidate in candidates:
-        size, fixed = candidate.layer.size, budget.layers.get(candidate.layer.name)
-        bottom = round(size * (budget.floor if fixed is None else fixed))
-        top = round(size * (budget.ceiling if fixed is None else fixed))
-        low.append(bottom)
-        high.append(top)
-    return np.array(low, np.float64), np.array(high, np.float64)
+    present = np.array([c.zeros for c in candidates])
+    low = sizes * [budget.layers.get(name, budget.floor) for name in names]
+    # Zeros that are there already count; where they exceed the goal there is nothing left to prune.
+    high = np.maximum(sizes * [budget.layers.get(name, budget.ceiling) for name in names], present)
+    total = float(costs @ sizes)
+    goal = budget.sparsity * total
+    least, most = float(costs @ low), float(costs @ high)
+    slack = 1e-9 * total  # rounding, and the digits the message leaves out
+    if not least - slack <= goal <= most + slack:
+        raise BudgetError(
+            f"a sparsity of {budget.sparsity:g} of the {budget.unit} is not possible with these layer bounds: "
+            f"they allow {least / total:.10g} to {most / total:.10g}"
+        )
+    goal = float(round(goal)) if budget.unit == "weights" else goal
+    # Bounds are rounded to the nearest weight.  Where that shuts the goal out, each gives way by less than one weight.
+    if costs @ np.rint(low) <= goal <= costs @ np.rint(high):
+        low, high = np.rint(low), np.rint(high)
+    else:
+        low, high = np.floor(low), np.ceil(high)
+    return np.maximum(low, present), np.maximum(high, present), goal
 
 
 def _threshold(scores: Sequence[FloatArray]) -> Path:
@@ -182,12 +189,13 @@ def _threshold(scores: Sequence[FloatArray]) -> Path:
 
 def _densities(factors: FloatArray) -> Path:
     """Density proportional to the factors, capped at 1: the scale runs from all layers full to all empty."""
-    factors = np.maximum(factors, 1e-12 * factors.max())
+    factors = np.maximum(factors, 1e-12 * factors.max() or 1.0)  # all zero: all alike
     largest = 1.0 / factors.min()
+    smallest = 1e-12 / factors.max()
 
     def path(level: float) -> FloatArray:
         # Geometric in t, so that the bisection resolves small and large scales alike.
-        scale = largest * (1e-12**level) * (level < 1.0)
+        scale = largest * (smallest / largest) ** level * (level < 1.0)
         return np.asarray(1.0 - np.minimum(factors * scale, 1.0))
 
     return path

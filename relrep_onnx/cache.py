@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-import os
+import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ class Cache:
         try:
             with np.load(io.BytesIO(payload), allow_pickle=False) as archive:
                 return dict(archive)
-        except (ValueError, zipfile.BadZipFile, OSError):
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile):
             return None
 
     def put(self, key: str, arrays: Mapping[str, Array]) -> None:
@@ -46,12 +47,13 @@ class Cache:
         np.savez(buffer, **arrays)  # type: ignore[arg-type]
         payload = buffer.getvalue()
         path = self._path(key)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
         try:
             temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
             temporary.replace(path)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def _path(self, key: str) -> Path:
         return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.relrep"

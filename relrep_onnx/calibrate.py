@@ -18,9 +18,7 @@ from typing import Final
 
 import numpy as np
 
-from relrep_onnx.graph.index import Graph
-from relrep_onnx.graph.rewrite import write_layer
-from relrep_onnx.graph.stages import Stage, plan_stages, stage_model
+from relrep_onnx.graph import Graph, Stage, plan_stages, read_weight, stage_model, write_layer
 from relrep_onnx.moments import Covariance, Moments, MomentStream
 from relrep_onnx.patches import choose_positions, design_rows, macs
 from relrep_onnx.runtime import RuntimeOptions, Session
@@ -157,8 +155,7 @@ def sequential_pass(
     batches: Sequence[Feeds],
     samples: int,
     settings: WalkSettings,
-    weight_of: Callable[[Layer], FloatArray],
-    repair: Callable[[Layer, Moments], RepairedLayer],
+    repair: Callable[[Layer, FloatArray, Moments], RepairedLayer],
 ) -> dict[str, RepairedLayer]:
     """Repairs the layers in order: each sees the inputs of the already repaired network and aims at the dense outputs."""
     stages = plan_stages(graph, layers)
@@ -169,14 +166,14 @@ def sequential_pass(
             dense.advance(number, {}, layers)
             sparse.advance(number, repaired, layers)
             for layer in stage.layers:
-                weight = weight_of(layer)
+                weight = read_weight(graph, layer)
                 grouped = weight.reshape(layer.groups, -1, layer.cols).swapaxes(1, 2)
                 stream = MomentStream(layer.groups, layer.cols, layer.rows)
                 for use, batch, positions, x in _visits(layer, sparse, samples, settings):
                     target = design_rows(layer, dense.activation(batch, use), positions)
                     y = target.swapaxes(0, 1).astype(np.float64) @ grouped  # [groups, n, rows / groups]
                     stream.add(_finite(layer, design_rows(layer, x, positions)), y.swapaxes(0, 1).reshape(len(target), -1))
-                repaired[layer.name] = repair(layer, stream.moments())
+                repaired[layer.name] = repair(layer, weight, stream.moments())
         settings.progress("repair", len(stages), len(stages))
     return repaired
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -64,9 +66,14 @@ class Config:
         for name in ("threads", "min_size", "seed"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name, low, high in (("max_error", 0.0, math.inf), ("min_agreement", 0.0, 1.0), ("min_metric", -math.inf, math.inf)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # NaN too: it would miss every gate
+                raise ConfigError(f"{name} is {value}; it must be a number" + f" between {low:g} and {high:g}" * (low == 0))
         if self.min_metric is not None and self.eval is None:
             raise ConfigError("min_metric needs eval, the metric it is about")
         self.as_budget()
+        self.as_data()
 
     def as_budget(self) -> Budget:
         """The budget with its bounds."""
@@ -102,7 +109,7 @@ class Config:
         """
         try:
             values = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source} is not JSON: {error}") from error
         if not isinstance(values, dict):
             raise ConfigError(f"{source} must hold a JSON object")
@@ -130,14 +137,15 @@ def _convert(key: str, value: Any, kind: Any, source: str) -> Any:
         kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else list(inner)
         if len(kinds) == len(value):
             return tuple(_convert(key, item, k, source) for item, k in zip(value, kinds, strict=True))
-    elif origin is Mapping or (isinstance(origin, type) and issubclass(origin, Mapping)):
+    elif origin is Mapping:
         if isinstance(value, dict):
             return {name: _convert(key, item, inner[1], source) for name, item in value.items()}
     elif origin is Literal:
         if value in inner:
             return value
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):
+            return float(value)
     elif isinstance(kind, type) and isinstance(value, kind) and not isinstance(value, bool):
         return value
     raise ConfigError(f"{source}: {key!r} has the wrong type or value: {value!r}")

@@ -14,7 +14,8 @@ from typing import Any
 from relrep_onnx import graph as graphs
 from relrep_onnx.calibrate import dense_pass
 from relrep_onnx.config import Config
-from relrep_onnx.pipeline import Job, ModelSource, prepare, quiet
+from relrep_onnx.job import Job, prepare
+from relrep_onnx.pipeline import quiet
 
 # The sequential pass walks two networks and gathers two sets of rows; the dense pass one.
 PASSES = 3.2
@@ -31,7 +32,7 @@ class Estimate:
     spilled: bool
 
 
-def estimate(model: ModelSource, calib: Any, config: Config | None = None, *, holdout: Any = None) -> Estimate:
+def estimate(model: graphs.ModelSource, calib: Any, config: Config | None = None, *, holdout: Any = None) -> Estimate:
     """Estimates time and peak memory without pruning anything; arguments and errors as of `optimize`."""
     config = config or Config()
     job = prepare(model, calib, config, holdout, quiet)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from onnx import ModelProto
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.patches import macs
@@ -38,7 +34,7 @@ class Inspection:
 
 
 def inspect(
-    model: str | os.PathLike[str] | ModelProto,
+    model: graphs.ModelSource,
     selection: Selection | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> Inspection:
@@ -57,12 +53,12 @@ def inspect(
     graph = graphs.Graph(loaded.model)
     layers, skipped = graphs.find_layers(graph, selection or Selection())
     shapes = graphs.activation_shapes(loaded.model, input_shapes or {}, symbolic_shapes)
+    zeros = graphs.count_zeros(graph, layers)
     facts = []
     for layer in layers:
         inputs = [shapes.get(use.activation) for use in layer.uses]
         work = sum(macs(layer, shape) for shape in inputs if shape is not None) if None not in inputs else None
-        zeros = layer.size - int(np.count_nonzero(graphs.read_weight(graph, layer)))
-        facts.append(LayerFacts(layer, work, zeros))
+        facts.append(LayerFacts(layer, work, zeros[layer.name]))
     return Inspection(
         model=loaded.name,
         opset=graph.opset,

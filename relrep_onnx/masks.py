@@ -42,8 +42,13 @@ def saliency_for(layers: Iterable[Layer]) -> Saliency:
 
 def unstructured(scores: FloatArray, zeros: int) -> BoolArray:
     """Drops the `zeros` smallest scores; among equal ones the first."""
-    mask = np.ones(scores.size, np.bool_)
-    mask[np.argsort(scores, axis=None, kind="stable")[:zeros]] = False
+    if zeros == 0:
+        return np.ones(scores.shape, np.bool_)
+    flat = scores.reshape(-1)
+    threshold = np.partition(flat, zeros - 1)[zeros - 1]
+    mask: BoolArray = flat > threshold
+    ties = np.flatnonzero(flat == threshold)
+    mask[ties[len(ties) - (flat.size - zeros - np.count_nonzero(mask)) :]] = True
     return mask.reshape(scores.shape)
 
 

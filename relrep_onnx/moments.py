@@ -11,11 +11,12 @@ semi-definite.  While there are fewer rows than columns the rows themselves are 
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
 
-from relrep_onnx.types import FloatArray
+from relrep_onnx.types import Array, FloatArray
 
 
 def row_dots(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -76,11 +77,54 @@ class Moments:
         cross = inputs.apply(weight)
         return cls(inputs, inputs.means(weight), row_dots(cross, weight).clip(min=0.0), cross)
 
+    def only(self, rows: Array) -> Moments:
+        """The same for some outputs, as many from each group; `rows` int[n] ascends."""
+        return Moments(self.inputs, self.target_mean[rows], self.target_variance[rows], self.cross[rows])
+
     def distortion(self, weight: FloatArray, bias_shift: FloatArray) -> FloatArray:
         """E|yd - (w x + shift)|^2 of each output channel: float64[rows]."""
         spread = row_dots(self.inputs.apply(weight) - 2 * self.cross, weight) + self.target_variance
         offset = self.target_mean - self.inputs.means(weight) - bias_shift
         return np.asarray(spread.clip(min=0.0) + offset**2)
+
+
+@dataclass(eq=False)
+class _Sums:
+    """Sums about the means over `count` rows: squares of x, of y, and their products."""
+
+    count: int
+    mean_x: FloatArray  # [groups, cols]
+    mean_y: FloatArray  # [rows]
+    square_x: FloatArray  # [groups, cols, cols]
+    square_y: FloatArray  # [rows]
+    cross: FloatArray  # [rows, cols]
+
+    @classmethod
+    def empty(cls, groups: int, cols: int, rows: int) -> _Sums:
+        zeros = np.zeros
+        return cls(0, zeros((groups, cols)), zeros(rows), zeros((groups, cols, cols)), zeros(rows), zeros((rows, cols)))
+
+    @classmethod
+    def of(cls, x: FloatArray, y: FloatArray) -> _Sums:
+        """Of float64 rows, which it may overwrite."""
+        mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+        x -= mean_x
+        y -= mean_y
+        by_group = x.swapaxes(0, 1)
+        return cls(len(x), mean_x, mean_y, by_group.swapaxes(1, 2) @ by_group, (y**2).sum(axis=0), _cross(y, x))
+
+    def merge(self, other: _Sums) -> None:
+        """Chan, Golub and LeVeque: the sums add up, plus what the distance of the means contributes."""
+        total = self.count + other.count
+        share = self.count * other.count / total
+        step_x, step_y = other.mean_x - self.mean_x, other.mean_y - self.mean_y
+        self.square_x += other.square_x
+        self.square_x += share * step_x[:, :, None] * step_x[:, None, :]
+        self.square_y += other.square_y + share * step_y**2
+        self.cross += other.cross + share * _cross(step_y[None], step_x[None])
+        self.mean_x += step_x * (other.count / total)
+        self.mean_y += step_y * (other.count / total)
+        self.count = total
 
 
 class MomentStream:
@@ -93,91 +137,72 @@ class MomentStream:
     BLOCK = 4096
 
     def __init__(self, groups: int, cols: int, rows: int = 0) -> None:
-        self.count = 0
-        self._mean_x = np.zeros((groups, cols))
-        self._mean_y = np.zeros(rows)
-        self._square_x: FloatArray | None = None  # [groups, cols, cols], sums about the mean
-        self._square_y = np.zeros(rows)
-        self._cross = np.zeros((rows, cols))
+        self._shape = groups, cols, rows
+        self._sums: _Sums | None = None
         self._waiting: list[tuple[FloatArray, FloatArray]] = []
         self._waiting_rows = 0
 
+    @property
+    def count(self) -> int:
+        """Rows added so far."""
+        return self._waiting_rows + (self._sums.count if self._sums else 0)
+
     def add(self, x: FloatArray, y: FloatArray | None = None) -> None:
-        """Adds rows x[n, groups, cols] with their targets y[n, rows]."""
-        if y is None:
-            y = np.zeros((len(x), len(self._mean_y)), x.dtype)
-        self._waiting.append((x, y))
+        """Adds rows x[n, groups, cols] with their targets y[n, rows]; the arrays must not change afterwards."""
+        _, cols, rows = self._shape
+        if len(x) == 0:
+            return
+        self._waiting.append((x, np.zeros((len(x), rows)) if y is None else y))
         self._waiting_rows += len(x)
-        if self._waiting_rows >= max(self.BLOCK, self._mean_x.shape[1]):
+        if self._waiting_rows >= max(self.BLOCK, cols):
             self._fold()
 
     def merge(self, other: MomentStream) -> None:
         """Adds what another stream of the same layer saw."""
-        other_rows = other._waiting
-        if other.count:
+        if other._sums:
             self._fold()
-            self._combine(other.count, other._mean_x, other._mean_y, other._square_x, other._square_y, other._cross)
-        for x, y in other_rows:
+            self._absorb(other._sums if self._sums else copy.deepcopy(other._sums))
+        for x, y in list(other._waiting):
             self.add(x, y)
 
     def covariance(self) -> Covariance:
         """The inputs' mean and covariance so far."""
-        if self.count == 0 and self._waiting_rows and self._waiting_rows < self._mean_x.shape[1]:
-            x = np.concatenate([x for x, _ in self._waiting]).astype(np.float64)
-            mean = x.mean(axis=0)
-            return Covariance(len(x), mean, None, np.ascontiguousarray((x - mean).swapaxes(0, 1)))
-        self._fold()
-        square = self._square_x if self._square_x is not None else np.zeros((*self._mean_x.shape, self._mean_x.shape[1]))
-        return Covariance(self.count, self._mean_x.copy(), square / max(self.count, 1), None)
+        return self.moments().inputs
 
     def moments(self) -> Moments:
         """Inputs and targets together."""
-        inputs = self.covariance()
-        if inputs.factor is not None:
-            y = np.concatenate([y for _, y in self._waiting]).astype(np.float64)
-            mean = y.mean(axis=0)
-            y = y - mean
-            return Moments(inputs, mean, (y**2).mean(axis=0), _cross(y, inputs.factor.swapaxes(0, 1)) / len(y))
-        return Moments(inputs, self._mean_y.copy(), self._square_y / max(self.count, 1), self._cross / max(self.count, 1))
+        if self._sums is None and 0 < self._waiting_rows < self._shape[1]:
+            x, y = self._rows()
+            mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
+            x -= mean_x
+            y -= mean_y
+            inputs = Covariance(len(x), mean_x, None, np.ascontiguousarray(x.swapaxes(0, 1)))
+            return Moments(inputs, mean_y, (y**2).mean(axis=0), _cross(y, x) / len(x))
+        self._fold()
+        sums = self._sums or _Sums.empty(*self._shape)
+        n = max(sums.count, 1)
+        inputs = Covariance(sums.count, sums.mean_x.copy(), sums.square_x / n, None)
+        return Moments(inputs, sums.mean_y.copy(), sums.square_y / n, sums.cross / n)
+
+    def _rows(self) -> tuple[FloatArray, FloatArray]:
+        """The waiting rows in float64, in arrays of their own."""
+        return (
+            np.concatenate([x for x, _ in self._waiting], dtype=np.float64),
+            np.concatenate([y for _, y in self._waiting], dtype=np.float64),
+        )
 
     def _fold(self) -> None:
-        if not self._waiting:
-            return
-        x = np.concatenate([x for x, _ in self._waiting]).astype(np.float64)
-        y = np.concatenate([y for _, y in self._waiting]).astype(np.float64)
-        self._waiting, self._waiting_rows = [], 0
-        mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
-        x -= mean_x
-        y -= mean_y
-        by_group = x.swapaxes(0, 1)
-        self._combine(len(x), mean_x, mean_y, by_group.swapaxes(1, 2) @ by_group, (y**2).sum(axis=0), _cross(y, x))
+        """Turns the waiting rows into sums."""
+        if self._waiting:
+            part = _Sums.of(*self._rows())
+            self._waiting, self._waiting_rows = [], 0
+            self._absorb(part)
 
-    def _combine(
-        self,
-        count: int,
-        mean_x: FloatArray,
-        mean_y: FloatArray,
-        square_x: FloatArray | None,
-        square_y: FloatArray,
-        cross: FloatArray,
-    ) -> None:
-        if square_x is None:
-            return
-        total = self.count + count
-        share = self.count * count / total
-        step_x, step_y = mean_x - self._mean_x, mean_y - self._mean_y
-        if self._square_x is None:
-            self._square_x = square_x.copy()
+    def _absorb(self, part: _Sums) -> None:
+        if self._sums is None:
+            self._sums = part
         else:
-            self._square_x += square_x
-            if share:
-                self._square_x += share * step_x[:, :, None] * step_x[:, None, :]
-        self._square_y += square_y + share * step_y**2
-        groups = len(step_x)
-        self._cross += cross + share * (step_y.reshape(groups, -1, 1) * step_x[:, None, :]).reshape(self._cross.shape)
-        self._mean_x += step_x * (count / total)
-        self._mean_y += step_y * (count / total)
-        self.count = total
+            self._sums.merge(part)
 
 
 def _cross(y: FloatArray, x: FloatArray) -> FloatArray:

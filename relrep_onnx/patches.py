@@ -32,10 +32,16 @@ def sample_count(layer: Layer, shape: tuple[int, ...]) -> int:
 
 
 def position_count(layer: Layer, shape: tuple[int, ...]) -> int:
-    """Output positions in a batch: rows of the design matrix."""
+    """Output positions in a batch: rows of the design matrix.
+
+    Raises:
+        CalibrationError: the activation's shape does not fit the layer.
+    """
+    _check_shape(layer, shape)
     if isinstance(layer.view, Window):
         return shape[0] * math.prod(_output_shape(layer.view, shape[2:]))
-    return math.prod(shape) // layer.cols // (layer.groups if _carries_groups(layer.view, shape) else 1)
+    lead = np.broadcast_shapes(shape[:-2], layer.view.batch)
+    return math.prod(lead) * math.prod(shape[-2:]) // layer.cols // layer.groups
 
 
 def macs(layer: Layer, shape: tuple[int, ...]) -> int:
@@ -51,11 +57,28 @@ def design_rows(layer: Layer, x: FloatArray, positions: Array | None) -> FloatAr
     Raises:
         CalibrationError: the activation's shape does not fit the layer.
     """
+    _check_shape(layer, x.shape)
     if isinstance(layer.view, Window):
-        if x.ndim != len(layer.view.kernel) + 2:
-            raise CalibrationError(f"layer {layer.name!r}: its input has rank {x.ndim}, not {len(layer.view.kernel) + 2}")
         return _window_rows(layer, layer.view, x, positions)
     return _contraction_rows(layer, layer.view, x, positions)
+
+
+def _check_shape(layer: Layer, shape: tuple[int, ...]) -> None:
+    view, rank = layer.view, len(shape)
+    if isinstance(view, Window):
+        channels = layer.groups * layer.cols // math.prod(view.kernel)
+        if rank != len(view.kernel) + 2:
+            raise CalibrationError(f"layer {layer.name!r}: its input has rank {rank}, not {len(view.kernel) + 2}")
+        if shape[1] != channels:
+            raise CalibrationError(f"layer {layer.name!r}: its input has {shape[1]} channels, not {channels}")
+        return
+    if rank < 2 and (view.axis != -1 or view.batch or not rank):
+        # A bias would have to take another shape, and no batch axis is left to tell samples apart.
+        raise CalibrationError(f"layer {layer.name!r}: its input has rank {rank}, at least 2 is supported; exclude the layer")
+    if shape[view.axis] != layer.cols:
+        raise CalibrationError(f"layer {layer.name!r}: its input has {shape[view.axis]} values to contract, not {layer.cols}")
+    if not all(a == b or 1 in (a, b) for a, b in zip(shape[-3::-1], view.batch[::-1], strict=False)):
+        raise CalibrationError(f"layer {layer.name!r}: its input of shape {shape} does not fit the weight's batch {view.batch}")
 
 
 def _contraction_rows(layer: Layer, view: Contraction, x: FloatArray, positions: Array | None) -> FloatArray:
@@ -63,18 +86,13 @@ def _contraction_rows(layer: Layer, view: Contraction, x: FloatArray, positions:
     if not view.batch:
         rows = x.reshape(-1, 1, layer.cols)
     else:
-        # [..., *batch, n, cols]: the weight's own batch dimensions become groups, one matrix each.
-        depth = len(view.batch)
-        lead = x.shape[:-2]
-        x = np.broadcast_to(x, np.broadcast_shapes(lead, view.batch) + x.shape[-2:])
-        rows = np.moveaxis(x, -2, -2 - depth).reshape(-1, layer.groups, layer.cols)
+        # [..., *batch, n, cols]: batch axes along which the weight varies become groups, one matrix each; along one of
+        # length 1 the weight repeats, which makes positions.
+        x = np.broadcast_to(x, np.broadcast_shapes(x.shape[:-2], view.batch) + x.shape[-2:])
+        first = x.ndim - 2 - len(view.batch)
+        axes = [first + i for i, size in enumerate(view.batch) if size > 1]
+        rows = np.moveaxis(x, axes, range(-1 - len(axes), -1)).reshape(-1, layer.groups, layer.cols)
     return rows if positions is None else rows[positions]
-
-
-def _carries_groups(view: Contraction, shape: tuple[int, ...]) -> bool:
-    """True where the activation has the weight's batch dimensions itself instead of being broadcast over them."""
-    lead = shape[:-2]
-    return bool(view.batch) and math.prod(lead) == math.prod(np.broadcast_shapes(lead, view.batch))
 
 
 def _window_rows(layer: Layer, window: Window, x: FloatArray, positions: Array | None) -> FloatArray:
@@ -115,6 +133,8 @@ def _pads(window: Window, spatial: tuple[int, ...]) -> tuple[tuple[int, ...], tu
             total = [full[i] - spatial[i] * window.strides[i] for i in axes]
         else:
             return _explicit_pads(window)
+        # With a stride above the kernel there is nothing to cut off; ONNX Runtime then gives the full output.
+        total = [max(t, 0) for t in total]
         # ONNX: SAME_UPPER puts the odd element of the total at the end, everything else at the begin.
         small = [t // 2 for t in total]
         large = [t - t // 2 for t in total]

@@ -15,7 +15,8 @@ A channel whose yp does not vary (no survivors, or a constant input) has nothing
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -23,32 +24,48 @@ import numpy as np
 from relrep_onnx.moments import Moments, row_dots
 from relrep_onnx.types import BoolArray, FloatArray, RepairedLayer
 
-Repair = Callable[[FloatArray, BoolArray, Moments], RepairedLayer]
-"""(weight[rows, cols], mask[rows, cols], moments) -> what to write back."""
-
-# A pruned channel whose variance is below this share of the dense one's is constant but for rounding.
+# A pruned channel is constant but for rounding where its variance is below this share of the dense one's,
 CONSTANT: Final = 1e-12
+# or its standard deviation below this share of the terms its mean is summed from: scaling it would scale noise.
+ROUNDING: Final = 1e-12
 
 
 @dataclass(frozen=True, eq=False)
-class _Masked:
-    """The masked weight's output yp without repair: float64[rows] each, from one product with the covariance."""
+class Pruned:
+    """What a repair is given: a dense weight [rows, cols], its mask, and the moments of its inputs and targets.
+
+    The masked weight and the statistics of its output yp, float64[rows] each, are computed once, when first asked for.
+    """
 
     weight: FloatArray
+    mask: BoolArray
     moments: Moments
-    mean: FloatArray
-    variance: FloatArray
-    covariance: FloatArray  # with yd
 
-    @classmethod
-    def of(cls, weight: FloatArray, mask: BoolArray, moments: Moments) -> _Masked:
-        masked = np.where(mask, weight, 0.0)
-        inputs = moments.inputs
-        return cls(masked, moments, inputs.means(masked), inputs.variances(masked), row_dots(moments.cross, masked))
+    @cached_property
+    def masked(self) -> FloatArray:
+        """The weight without what the mask drops."""
+        return np.where(self.mask, self.weight, 0.0)
+
+    @cached_property
+    def mean(self) -> FloatArray:
+        """E[yp]."""
+        return self.moments.inputs.means(self.masked)
+
+    @cached_property
+    def variance(self) -> FloatArray:
+        """Var yp."""
+        return self.moments.inputs.variances(self.masked)
+
+    @cached_property
+    def covariance(self) -> FloatArray:
+        """Cov(yd, yp)."""
+        return row_dots(self.moments.cross, self.masked)
 
     def gain(self, numerator: FloatArray) -> FloatArray:
         """Numerator / Var yp, and 1 where yp does not vary."""
-        alive = self.variance > CONSTANT * self.moments.target_variance
+        inputs = self.moments.inputs
+        terms = replace(inputs, mean=np.abs(inputs.mean)).means(np.abs(self.masked))
+        alive = self.variance > np.maximum(CONSTANT * self.moments.target_variance, (ROUNDING * terms) ** 2)
         return np.divide(numerator, self.variance, out=np.ones_like(numerator), where=alive)
 
     def scaled(self, gamma: FloatArray, *, match_mean: bool = True) -> RepairedLayer:
@@ -56,37 +73,38 @@ class _Masked:
         offset = self.moments.target_mean - gamma * self.mean
         shift = offset if match_mean else np.zeros_like(offset)
         spread = self.moments.target_variance - 2 * gamma * self.covariance + gamma**2 * self.variance
-        return RepairedLayer(self.weight * gamma[:, None], shift, spread.clip(min=0.0) + (offset - shift) ** 2)
+        weight = self.masked * gamma[:, None] + 0.0  # a negative gamma leaves -0.0 behind
+        return RepairedLayer(weight, shift, spread.clip(min=0.0) + (offset - shift) ** 2)
 
 
-def none(weight: FloatArray, mask: BoolArray, moments: Moments) -> RepairedLayer:
+Repair = Callable[[Pruned], RepairedLayer]
+
+
+def none(pruned: Pruned) -> RepairedLayer:
     """Masks only."""
-    return _Masked.of(weight, mask, moments).scaled(np.ones(len(weight)), match_mean=False)
+    return pruned.scaled(np.ones(len(pruned.weight)), match_mean=False)
 
 
-def bias(weight: FloatArray, mask: BoolArray, moments: Moments) -> RepairedLayer:
+def bias(pruned: Pruned) -> RepairedLayer:
     """Matches each channel's mean."""
-    return _Masked.of(weight, mask, moments).scaled(np.ones(len(weight)))
+    return pruned.scaled(np.ones(len(pruned.weight)))
 
 
-def variance(weight: FloatArray, mask: BoolArray, moments: Moments) -> RepairedLayer:
+def variance(pruned: Pruned) -> RepairedLayer:
     """Matches each channel's mean and variance."""
-    masked = _Masked.of(weight, mask, moments)
-    return masked.scaled(np.sqrt(masked.gain(moments.target_variance)))
+    return pruned.scaled(np.sqrt(pruned.gain(pruned.moments.target_variance)))
 
 
-def asr(weight: FloatArray, mask: BoolArray, moments: Moments) -> RepairedLayer:
+def asr(pruned: Pruned) -> RepairedLayer:
     """Adaptive Signal Resuscitation: variance matching, shrunk towards 1 where the pruned signal is weak."""
-    masked = _Masked.of(weight, mask, moments)
-    strength = masked.variance + np.median(masked.variance)
-    trust = np.divide(masked.variance, strength, out=np.zeros_like(strength), where=strength > 0)
-    return masked.scaled(trust * np.sqrt(masked.gain(moments.target_variance)) + 1 - trust)
+    strength = pruned.variance + np.median(pruned.variance)
+    trust = np.divide(pruned.variance, strength, out=np.zeros_like(strength), where=strength > 0)
+    return pruned.scaled(trust * np.sqrt(pruned.gain(pruned.moments.target_variance)) + 1 - trust)
 
 
-def affine(weight: FloatArray, mask: BoolArray, moments: Moments) -> RepairedLayer:
+def affine(pruned: Pruned) -> RepairedLayer:
     """Least-squares scale and bias of each channel."""
-    masked = _Masked.of(weight, mask, moments)
-    return masked.scaled(masked.gain(masked.covariance))
+    return pruned.scaled(pruned.gain(pruned.covariance))
 
 
 REPAIRS: Final[Mapping[str, Repair]] = {"none": none, "bias": bias, "variance": variance, "asr": asr, "affine": affine}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from onnx import ModelProto
 
 from relrep_onnx.config import Config
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
-from relrep_onnx.verify import Fidelity
+from relrep_onnx.verify import Fidelity, gzip_size
 
 SCHEMA_VERSION = 1
 
@@ -35,8 +37,12 @@ class LayerReport:
     layer: Layer
     macs: int
     curve: ScoreCurve
-    sparsity: float
     zeros: int
+
+    @property
+    def sparsity(self) -> float:
+        """Zeros as a fraction."""
+        return self.zeros / self.layer.size
 
     @property
     def rr(self) -> float:
@@ -92,6 +98,18 @@ class Result(Analysis):
         return 1 - self.after.macs / self.before.macs if self.before.macs else 0.0
 
 
+def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mapping[str, int]) -> ModelSize:
+    """Sizes of a model's files, and what these zeros leave of its prunable layers."""
+    files, reports = list(files), list(reports)
+    kept = [r.layer.size - zeros[r.layer.name] for r in reports]
+    return ModelSize(
+        file_bytes=sum(f.stat().st_size for f in files),
+        gzip_bytes=sum(gzip_size(f) for f in files),
+        nonzeros=sum(kept),
+        macs=sum(round(r.macs * k / r.layer.size) for r, k in zip(reports, kept, strict=True)),
+    )
+
+
 def to_json(value: Analysis | Fidelity) -> str:
     """The result as JSON with a schema version; numbers that are not finite become null."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
@@ -103,6 +121,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, LayerReport):
         return {
             **_fields(value),
+            "sparsity": value.sparsity,
             "rr": _plain(value.rr),
             "raw": _plain(value.curve.raw_at(value.sparsity)),
             "residual": _plain(value.curve.residual_at(value.sparsity)),

@@ -16,10 +16,12 @@ import numpy as np
 
 from relrep_onnx.masks import Pattern, Saliency
 from relrep_onnx.moments import Covariance, Moments
-from relrep_onnx.repair import Repair, none
-from relrep_onnx.types import FloatArray, Layer, ScoreCurve
+from relrep_onnx.repair import Pruned, Repair, none
+from relrep_onnx.types import Array, FloatArray, Layer, ScoreCurve
 
 GRID: Final = (0.2, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 1.0)
+CHANNELS: Final = 128
+"""A layer with more output channels is scored on so many, evenly spaced, and the sums scaled up: cost is channels * cols^2."""
 
 
 def score_layer(
@@ -44,12 +46,26 @@ def score_layer(
     """
     moments = Moments.dense(inputs, weight)
     scores = saliency(weight)
-    masks = [pattern(scores, round(sparsity * layer.size)) for sparsity in grid]
+    shown = _spread(layer)
+    part = moments.only(shown)
+    share = layer.rows / len(shown)
+    raw, residual = [], []
+    for sparsity in grid:
+        pruned = Pruned(weight[shown], pattern(scores, round(sparsity * layer.size))[shown], part)
+        raw.append(share * float(none(pruned).residual.sum()))
+        residual.append(share * float(repair(pruned).residual.sum()))
     return ScoreCurve(
         layer=layer.name,
         size=layer.size,
         signal=float(moments.target_variance.sum()),
         sparsity=np.asarray(grid, np.float64),
-        raw=np.array([none(weight, mask, moments).residual.sum() for mask in masks]),
-        residual=np.array([repair(weight, mask, moments).residual.sum() for mask in masks]),
+        raw=np.array(raw),
+        residual=np.array(residual),
     )
+
+
+def _spread(layer: Layer) -> Array:
+    """Output channels to score, ascending: all of them, or as many as CHANNELS allows, evenly spaced within each group."""
+    per_group = layer.rows // layer.groups
+    chosen = np.unique(np.linspace(0, per_group - 1, max(1, min(per_group, CHANNELS // layer.groups))).round().astype(np.int64))
+    return (np.arange(layer.groups)[:, None] * per_group + chosen).reshape(-1)

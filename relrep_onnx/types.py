@@ -58,11 +58,11 @@ class TensorInfo:
     @property
     def dtype(self) -> np.dtype[np.generic] | None:
         """The numpy dtype, or None for strings and everything that is no tensor."""
-        inner = self.type.removeprefix("tensor(").removesuffix(")")
+        kind, _, inner = self.type.removesuffix(")").partition("(")
         names = {"float": "float32", "double": "float64"}
         try:
-            return np.dtype(names.get(inner, inner)) if inner != "string" else None
-        except TypeError:
+            return np.dtype(names.get(inner, inner)) if kind == "tensor" and inner != "string" else None
+        except TypeError:  # bfloat16 and other types numpy does not have
             return None
 
 

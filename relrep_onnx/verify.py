@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from relrep_onnx.runtime import Session
-from relrep_onnx.types import Array, ConfigError, Feeds, VerificationError
+from relrep_onnx.types import Array, ConfigError, Feeds, ModelError, VerificationError
 
 Metric = Callable[[Any], float]
 """The user's own measure: called with an onnxruntime.InferenceSession, larger is better."""
@@ -68,7 +68,7 @@ class Gates:
         Raises:
             ConfigError: the gate lies between 1 - 1/samples and 1.
         """
-        if self.min_agreement is not None and 1 - 1 / samples < self.min_agreement < 1:
+        if self.min_agreement is not None and samples and 1 - 1 / samples < self.min_agreement < 1:
             raise ConfigError(
                 f"--min-agreement {self.min_agreement:g} is finer than {samples} held-out samples resolve (steps of "
                 f"{1 / samples:.4g}); give more samples (--holdout), or ask for 1 or at most {1 - 1 / samples:.4g}"
@@ -123,7 +123,7 @@ def load_metric(reference: str) -> Metric:
         ConfigError: no such module or function.
     """
     module, _, function = reference.partition(":")
-    if not module or not function:
+    if not module or not function or module.startswith("."):
         raise ConfigError(f"--eval takes module:function, not {reference!r}")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
@@ -189,17 +189,20 @@ class _Sums:
         self.classes = True
 
     def add(self, left: Array, right: Array, size: int, first: int) -> None:
+        if left.shape != right.shape:
+            raise ModelError(f"an output has shape {list(right.shape)}, but {list(left.shape)} in the dense model")
         per_sample = left.ndim > 0 and left.shape[0] == size
         a = left.astype(np.float64).reshape(size if per_sample else 1, -1)
         b = right.astype(np.float64).reshape(a.shape)
-        gap, energy = ((b - a) ** 2).sum(axis=1), (a**2).sum(axis=1)
+        with np.errstate(invalid="ignore", over="ignore"):  # infinities in both models: the error is NaN, and misses every gate
+            gap, energy = ((b - a) ** 2).sum(axis=1), (a**2).sum(axis=1)
+            self.sparse += float((b**2).sum())
+            self.product += float((a * b).sum())
         self.difference += float(gap.sum())
         self.dense += float(energy.sum())
-        self.sparse += float((b**2).sum())
-        self.product += float((a * b).sum())
-        error = [_ratio(g, e) for g, e in zip(gap.tolist(), energy.tolist(), strict=True)]
+        error = np.nan_to_num([_ratio(g, e) for g, e in zip(gap.tolist(), energy.tolist(), strict=True)], nan=np.inf)
         worst = int(np.argmax(error))
-        self.worst = max(self.worst, (error[worst], first + worst))
+        self.worst = max(self.worst, (float(error[worst]), first + worst))
         self.classes &= per_sample and sum(n > 1 for n in left.shape[1:]) == 1
         if self.classes:
             self.hits += int((a.argmax(axis=1) == b.argmax(axis=1)).sum())

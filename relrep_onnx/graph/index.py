@@ -156,7 +156,8 @@ class Graph:
                 target = self._reshape_target(node)
                 if target is None:
                     raise ModelError(f"the shape that {display_name(node)!r} gives a constant is not constant itself")
-                sizes = [array.shape[i] if size == 0 else size for i, size in enumerate(target)]
+                copies = not attribute(node, "allowzero", 0)  # a 0 then means: as long as this axis was
+                sizes = [array.shape[i] if size == 0 and copies else size for i, size in enumerate(target)]
                 array = array.reshape(sizes)
             elif node.op_type == "Cast" and cast:
                 array = array.astype(helper.tensor_dtype_to_np_dtype(int(number(node, "to", TensorProto.FLOAT))))
@@ -193,8 +194,7 @@ class Graph:
 
     def fresh(self, base: str) -> str:
         """A tensor name that is not in use."""
-        used = {name for node in self.model.graph.node for name in (*node.input, *node.output)}
-        used |= {value.name for value in self.model.graph.input} | set(self.tensors)
+        used = _names(self.model.graph) | set(self.tensors)
         name, number = base, 1
         while name in used:
             number += 1
@@ -202,11 +202,22 @@ class Graph:
         return name
 
 
+def _names(graph: GraphProto) -> set[str]:
+    """Every tensor name of a graph and the graphs inside it."""
+    used = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    for node in graph.node:
+        used.update(node.input, node.output)
+        for inner in subgraphs(node):
+            used |= _names(inner)
+    return used
+
+
 def tensor_like(array: Array, tensor: TensorProto, layer: str) -> TensorProto:
     """Encodes an array with a stored tensor's name and dtype; refuses values the dtype cannot hold."""
     dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
     with np.errstate(over="ignore"):
         stored = np.ascontiguousarray(array).astype(dtype)
+        stored += stored.dtype.type(0)  # turns -0.0 into +0.0
     if not np.isfinite(stored.astype(np.float64)).all():
         worst = float(np.abs(array).max())
         raise ModelError(

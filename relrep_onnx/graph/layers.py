@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto, TensorProto, helper
 
-from relrep_onnx.graph.index import Constant, Graph, display_name, is_standard, subgraphs
+from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, subgraphs
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
 from relrep_onnx.graph.stages import levels
 from relrep_onnx.types import ConfigError, FloatArray, Layer, Selection, Skipped, Use
 
-FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
+# Older ONNX, such as 1.17, reads bfloat16 as numpy's float32, which would be written back as another type.
+_BFLOAT16 = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)).itemsize == 2
+FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, *([TensorProto.BFLOAT16] if _BFLOAT16 else []))
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,25 @@ def read_weight(graph: Graph, layer: Layer) -> FloatArray:
     return np.ascontiguousarray(form.to_matrix(stored)) * form.scale
 
 
+def count_zeros(graph: Graph, layers: Iterable[Layer]) -> dict[str, int]:
+    """Zeros in each layer's weight, by layer name."""
+    return {layer.name: layer.size - int(np.count_nonzero(read_weight(graph, layer))) for layer in layers}
+
+
 def locate(graph: Graph, layer: Layer) -> tuple[Form, Constant]:
     """The form and the stored tensor of a layer that `find_layers` returned, in this graph or a stage of it."""
-    node = graph.producers[layer.uses[0].output]
-    found = _weight_of(graph, node)
+    found = _weight_of(graph, node_of(graph, layer, layer.uses[0].output))
     if found is None:
         raise KeyError(layer.name)
     return found.form, found.constant
+
+
+def node_of(graph: Graph, layer: Layer, output: str) -> NodeProto:
+    """The node of a layer that made `output` when `find_layers` saw the graph."""
+    node = graph.producers[output]
+    if node.op_type == layer.op:
+        return node
+    return graph.producers[node.input[0]]  # `write_layer` put an Add for the bias between the node and its output
 
 
 def _weight_of(graph: Graph, node: NodeProto) -> _Found | None:
@@ -109,6 +123,9 @@ def _weight_of(graph: Graph, node: NodeProto) -> _Found | None:
     tensor = graph.tensors[constant.root]
     if tensor.data_type not in FLOATS:
         raise NotPrunable(f"weights of type {TensorProto.DataType.Name(tensor.data_type).lower()}")
+    for step in constant.steps:
+        if step.op_type == "Cast" and int(number(step, "to", 0)) not in FLOATS:
+            raise NotPrunable("its weight is cast to integers")
     bias = operator.bias_slot
     if bias is not None and bias < len(node.input) and node.input[bias] and graph.value(node.input[bias]) is None:
         raise NotPrunable("its bias is computed at run time")
@@ -123,9 +140,12 @@ def _attributes(node: NodeProto) -> list[bytes]:
 
 
 def _why_computed(graph: Graph, names: Sequence[str]) -> str:
-    makers = {graph.producers[name].op_type for name in names if name in graph.producers}
-    if "DequantizeLinear" in makers:
-        return "quantized weight (behind DequantizeLinear)"
+    for name in names:
+        node = graph.producers.get(name)
+        while node is not None and node.op_type in PASS_THROUGH and node.input:
+            node = graph.producers.get(node.input[0])
+        if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in graph.constant_names:
+            return "quantized weight (behind DequantizeLinear)"
     return "no constant operand: the weight is computed at run time"
 
 
@@ -145,9 +165,9 @@ def _sharing_problem(graph: Graph, root: str, users: Sequence[_Found]) -> str | 
 
 def _layer(graph: Graph, root: str, users: Sequence[_Found], taken: set[str]) -> Layer:
     first = users[0]
-    name = display_name(first.node)
+    names = (display_name(first.node), first.node.output[0], *(f"{first.node.output[0]}_{n}" for n in range(2, len(taken) + 3)))
     return Layer(
-        name=name if name not in taken else first.node.output[0],
+        name=next(name for name in names if name not in taken),
         op=first.node.op_type,
         weight=root,
         shape=tuple(graph.tensors[root].dims),
@@ -161,7 +181,8 @@ def _layer(graph: Graph, root: str, users: Sequence[_Found], taken: set[str]) ->
 
 
 def _feeds_batch_norm(graph: Graph, output: str) -> bool:
-    return [node.op_type for node, _ in graph.consumers.get(output, [])] == ["BatchNormalization"]
+    readers = [(node.op_type, slot) for node, slot in graph.consumers.get(output, [])]
+    return readers == [("BatchNormalization", 0)] and output not in graph.outputs
 
 
 def _independent(graph: Graph, layers: list[Layer]) -> tuple[list[Layer], list[Skipped]]:
@@ -216,6 +237,7 @@ def _matching(patterns: Sequence[str], names: set[str], what: str) -> set[str]:
             raise ConfigError(f"{what}: {pattern!r} is no valid regular expression ({error})") from error
         if not hits:
             near = difflib.get_close_matches(pattern, names, n=3, cutoff=0.3) or sorted(names)[:3]
-            raise ConfigError(f"{what}: nothing is called {pattern!r}; near names: {', '.join(map(repr, near))}")
+            hint = f"near names: {', '.join(map(repr, near))}" if near else "the model has none at all"
+            raise ConfigError(f"{what}: nothing is called {pattern!r}; {hint}")
         chosen |= hits
     return chosen

@@ -7,21 +7,28 @@ hash of its content, so the model that is replaced stays whole until the new one
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.checker import ValidationError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
-from relrep_onnx.types import ModelError
+from relrep_onnx.graph.index import subgraphs
+from relrep_onnx.types import ConfigError, ModelError
 
 HASH_LENGTH = 12
+
+ModelSource = str | os.PathLike[str] | ModelProto
+"""A path, or a model in memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +46,7 @@ class LoadedModel:
         return str(self.path) if self.path else "the given model"
 
 
-def load(source: str | os.PathLike[str] | ModelProto) -> LoadedModel:
+def load(source: ModelSource) -> LoadedModel:
     """Loads a model; a ModelProto is copied, never changed.
 
     Raises:
@@ -66,29 +73,43 @@ def load(source: str | os.PathLike[str] | ModelProto) -> LoadedModel:
 
 
 def _load_external(model: ModelProto, path: Path | None) -> dict[str, str]:
-    external = {}
+    external: dict[str, str] = {}
     for tensor in _stored_tensors(model):
         if not uses_external_data(tensor):
             continue
         if path is None:
             raise ModelError(f"tensor {tensor.name!r} lies in an external file; give the model's path instead of the object")
         location = ExternalDataInfo(tensor).location
+        tensor.name = tensor.name or f"external_{len(external)}"  # unnamed ones could not be told apart when they are saved
         try:
             load_external_data_for_tensor(tensor, str(path.parent))
         except (ValidationError, OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"the external data {location!r} of tensor {tensor.name!r} cannot be read: {error}") from error
-        tensor.data_location = TensorProto.DEFAULT
+        tensor.ClearField("data_location")
         del tensor.external_data[:]
         external[tensor.name] = location
     return external
 
 
 def _stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    yield from model.graph.initializer
-    for node in model.graph.node:
+    yield from _tensors_of(model.graph)
+    for function in model.functions:
+        yield from _tensors_in(function.node)
+
+
+def _tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
+    yield from graph.initializer
+    yield from _tensors_in(graph.node)
+
+
+def _tensors_in(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
+    for node in nodes:
         for item in node.attribute:
             if item.HasField("t"):
                 yield item.t
+            yield from item.tensors
+        for inner in subgraphs(node):
+            yield from _tensors_of(inner)
 
 
 def _densify(model: ModelProto) -> tuple[str, ...]:
@@ -116,16 +137,21 @@ class Staged:
         self._data: list[Path] = []
 
     def write(self, model: ModelProto, external: Mapping[str, str]) -> None:
-        """Writes the model under its temporary name, external tensors beside it under their final ones."""
+        """Writes the model under its temporary name, external tensors beside it under their final ones.
+
+        Raises:
+            ModelError: the folder is missing or cannot be written, or the model is too large for one file.
+        """
         copy = model
-        if external:
-            copy = ModelProto()
-            copy.CopyFrom(model)
-            self._write_external(copy, external)
-        try:
-            self.path.write_bytes(copy.SerializeToString(deterministic=True))
-        except EncodeError as error:
-            raise ModelError("the model is over 2 GB: store its tensors as external data first") from error
+        with self._writing():
+            if external:
+                copy = ModelProto()
+                copy.CopyFrom(model)
+                self._write_external(copy, external)
+            try:
+                self.path.write_bytes(copy.SerializeToString(deterministic=True))
+            except EncodeError as error:
+                raise ModelError("the model is over 2 GB: store its tensors as external data first") from error
 
     def _write_external(self, model: ModelProto, external: Mapping[str, str]) -> None:
         files: dict[str, list[TensorProto]] = {}
@@ -141,8 +167,8 @@ class Staged:
             suffix = f"-{number}" if number else ""
             final = self.target.with_name(f"{self.target.name}.{digest.hexdigest()[:HASH_LENGTH]}{suffix}.data")
             if not final.exists():
-                self._data.append(final)
                 temporary = final.with_name(f".{final.name}.relrep-{os.getpid()}.tmp")
+                self._data.extend([final, temporary])
                 with temporary.open("wb") as stream:
                     for tensor in tensors:
                         stream.write(tensor.raw_data)
@@ -156,65 +182,105 @@ class Staged:
                     tensor.external_data.add(key=key, value=str(value))
                 offset += length
 
-    def external_files(self) -> set[Path]:
-        """Data files the written model refers to."""
-        return _own_data_files(self.path)
+    def files(self) -> list[Path]:
+        """The written model and its data files."""
+        return [self.path, *sorted(self._own_data_files(self.path))]
 
     def commit(self) -> None:
-        """Moves the model into place, then removes data files that only the replaced model used."""
-        replaced = _own_data_files(self.target)
-        kept = _own_data_files(self.path)
-        self.path.replace(self.target)
-        self._data.clear()
-        for file in replaced - kept:
-            file.unlink(missing_ok=True)
+        """Moves the model into place, then removes data files that only the replaced model used.
+
+        Raises:
+            ModelError: the model cannot be moved into its place.
+        """
+        replaced = self._own_data_files(self.target)
+        kept = self._own_data_files(self.path)
+        with self._writing():
+            self.path.replace(self.target)
+            self._data.clear()
+            for file in replaced - kept:
+                file.unlink(missing_ok=True)
 
     def discard(self) -> None:
         """Removes what was written and not committed."""
         for file in (self.path, *self._data):
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # must not hide why the output was given up
+                file.unlink(missing_ok=True)
 
+    def _own_data_files(self, path: Path) -> set[Path]:
+        """Data files we wrote for this target that the model at `path` refers to; nobody else's are ever touched."""
+        try:
+            model = ModelProto.FromString(path.read_bytes())
+        except (OSError, DecodeError):
+            return set()
+        names = {ExternalDataInfo(t).location for t in _stored_tensors(model) if uses_external_data(t)}
+        ours = re.compile(rf"{re.escape(self.target.name)}\.[0-9a-f]{{{HASH_LENGTH}}}(-[0-9]+)?\.data")
+        return {path.with_name(name) for name in names if ours.fullmatch(name)}
 
-def _own_data_files(path: Path) -> set[Path]:
-    """Data files that a model we wrote refers to."""
-    try:
-        model = ModelProto.FromString(path.read_bytes())
-    except (OSError, DecodeError):
-        return set()
-    names = {ExternalDataInfo(t).location for t in _stored_tensors(model) if uses_external_data(t)}
-    target = path.name.removeprefix(".").split(".relrep-")[0]
-    return {path.with_name(name) for name in names if name.startswith(f"{target}.") and name.endswith(".data")}
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ModelError(f"cannot write {str(self.target)!r}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager
-def staged(target: Path) -> Iterator[Staged]:
-    """A temporary output beside `target`, discarded unless committed.
-
-    Raises:
-        ModelError: the target's folder is missing or cannot be written.
-    """
+def staged(target: Path | None) -> Iterator[Staged]:
+    """A temporary output beside `target`, discarded unless committed; with no target, in a folder that goes away."""
+    if target is None:
+        with tempfile.TemporaryDirectory(prefix="relrep-") as folder, staged(Path(folder) / "model.onnx") as stage:
+            yield stage
+        return
     _remove_stale(target)
     stage = Staged(target)
     try:
         yield stage
-    except OSError as error:
-        raise ModelError(f"cannot write {str(target)!r}: {error.strerror or error}") from error
     finally:
         stage.discard()
 
 
+@contextlib.contextmanager
+def input_files(loaded: LoadedModel) -> Iterator[list[Path]]:
+    """The files of a model; one given as an object is written to a folder that goes away."""
+    if loaded.path is not None:
+        yield [loaded.path, *(loaded.path.parent / name for name in sorted(set(loaded.external.values())))]
+        return
+    with staged(None) as stage:
+        stage.write(loaded.model, {})
+        yield stage.files()
+
+
+def check_target(target: Path | None, source: ModelSource, *, in_place: bool) -> None:
+    """Refuses an output that cannot be written, or that would replace the input without having been asked to.
+
+    Raises:
+        ConfigError: with the reason.
+    """
+    if target is None:
+        return
+    if target.is_dir():
+        raise ConfigError(f"the output {str(target)!r} is a folder; give a file name")
+    if not target.parent.is_dir():
+        raise ConfigError(f"the output folder {str(target.parent)!r} does not exist")
+    if in_place or isinstance(source, ModelProto) or not (target.exists() and Path(source).exists()):
+        return
+    if target.samefile(source):
+        raise ConfigError(f"the output {str(target)!r} is the input; give another name, or --in-place to replace it")
+
+
 def _remove_stale(target: Path) -> None:
     """Removes temporaries that runs on this target left when they were killed."""
-    for file in target.parent.glob(f".{target.name}*.relrep-*.tmp"):
+    for file in target.parent.glob(f".{glob.escape(target.name)}*.relrep-*.tmp"):
         owner = file.name.removesuffix(".tmp").rpartition("-")[2]
-        if not (owner.isdigit() and _alive(int(owner))):
-            file.unlink(missing_ok=True)
+        if not (owner.isdecimal() and _alive(int(owner))):
+            with contextlib.suppress(OSError):  # if the folder cannot be written, writing will say so
+                file.unlink(missing_ok=True)
 
 
 def _alive(process: int) -> bool:
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

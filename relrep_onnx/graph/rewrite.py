@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, helper, numpy_helper
 
-from relrep_onnx.graph.index import PASS_THROUGH, Graph, attribute, display_name, is_standard, tensor_like
-from relrep_onnx.graph.layers import locate, read_weight
+from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, tensor_like
+from relrep_onnx.graph.layers import locate, node_of, read_weight
 from relrep_onnx.graph.operators import OPERATORS, Form
-from relrep_onnx.types import Array, FloatArray, Layer, RepairedLayer
+from relrep_onnx.types import Array, FloatArray, Layer, ModelError, RepairedLayer
 
 
 def write_layer(model: ModelProto, layer: Layer, repaired: RepairedLayer) -> None:
@@ -33,11 +33,13 @@ def write_layer(model: ModelProto, layer: Layer, repaired: RepairedLayer) -> Non
         order = form.to_matrix(graph.through(constant.steps, places, cast=False)).reshape(-1)
         stored = np.empty(layer.size, np.float64)
         stored[order] = repaired.weight.reshape(-1) / form.scale
-        stored += 0.0  # turns -0.0, which a negative scale makes of a zero, into +0.0
-        tensor.CopyFrom(tensor_like(stored.reshape(tuple(tensor.dims)), tensor, layer.name))
+        written = tensor_like(stored.reshape(tuple(tensor.dims)), tensor, layer.name)
+        _check_casts(graph, constant, written, layer)
+        tensor.CopyFrom(written)
     if repaired.bias_shift.any():
+        kind = _seen_type(constant, graph.tensors[constant.root].data_type)
         for use in layer.uses:
-            _shift_bias(Graph(model), layer, use.output, form, repaired.bias_shift)
+            _shift_bias(Graph(model), layer, use.output, form, repaired.bias_shift, kind)
 
 
 def with_layer(model: ModelProto, layer: Layer, repaired: RepairedLayer) -> ModelProto:
@@ -56,8 +58,10 @@ def set_metadata(model: ModelProto, values: Mapping[str, str]) -> None:
     model.metadata_props.extend([*kept, *added])
 
 
-def _shift_bias(graph: Graph, layer: Layer, output: str, form: Form, shift: FloatArray) -> None:
-    node = graph.producers[output]
+def _shift_bias(graph: Graph, layer: Layer, output: str, form: Form, shift: FloatArray, kind: int) -> None:
+    """Adds a shift to one node's bias; `kind` is the dtype of a bias that has to be created."""
+    node = node_of(graph, layer, output)
+    output = node.output[0]
     slot = OPERATORS[node.op_type].bias_slot
     addend = shift.reshape(form.bias_shape)
     if slot is not None:
@@ -69,29 +73,39 @@ def _shift_bias(graph: Graph, layer: Layer, output: str, form: Form, shift: Floa
             _set_attribute(node, "beta", 1.0)
         else:
             addend = addend / form.bias_scale
-        _store_bias(graph, layer, node, slot, old, addend)
+        _store_bias(graph, layer, node, slot, old, addend, kind)
         return
     add = _following_add(graph, output, form)
     if add is not None:
         reader, slot = add
-        _store_bias(graph, layer, reader, slot, graph.value(reader.input[slot]), addend)
+        _store_bias(graph, layer, reader, slot, graph.value(reader.input[slot]), addend, kind)
         return
     before = graph.fresh(f"{output}_without_bias")
     name = graph.fresh(f"{layer.name}.relrep_bias")
-    dtype = graph.tensors[locate(graph, layer)[1].root].data_type
     position = next(i for i, n in enumerate(graph.model.graph.node) if output in n.output)
     node.output[0] = before
     added = helper.make_node("Add", [before, name], [output], name=graph.fresh(f"{display_name(node)}_bias"))
     graph.model.graph.node.insert(position + 1, added)
-    _add_tensor(graph, tensor_like(addend, TensorProto(name=name, data_type=_output_type(graph, layer, dtype)), layer.name))
+    _add_tensor(graph, tensor_like(addend, TensorProto(name=name, data_type=kind), layer.name))
 
 
-def _output_type(graph: Graph, layer: Layer, stored: int) -> int:
+def _seen_type(constant: Constant, stored: int) -> int:
     """The dtype an operator computes in: the stored one, or what the last Cast in front of it makes."""
-    for step in reversed(locate(graph, layer)[1].steps):
-        if step.op_type == "Cast":
-            return int(str(attribute(step, "to")))
-    return stored
+    casts = [step for step in constant.steps if step.op_type == "Cast"]
+    return int(number(casts[-1], "to", stored)) if casts else stored
+
+
+def _check_casts(graph: Graph, constant: Constant, written: TensorProto, layer: Layer) -> None:
+    """Refuses values that fit the stored dtype but not the smaller one that a Cast makes of it."""
+    if not any(step.op_type == "Cast" for step in constant.steps):
+        return
+    with np.errstate(over="ignore"):
+        seen = graph.through(constant.steps, numpy_helper.to_array(written), cast=True)
+    if not np.isfinite(seen.astype(np.float64)).all():
+        raise ModelError(
+            f"layer {layer.name!r}: a repaired value does not fit {seen.dtype.name}, which its weight is cast to; "
+            "use another repair or exclude the layer"
+        )
 
 
 def _following_add(graph: Graph, output: str, form: Form) -> tuple[NodeProto, int] | None:
@@ -114,7 +128,7 @@ def _broadcastable(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
     return all(x == y or 1 in (x, y) for x, y in zip(reversed(a), reversed(b), strict=False))
 
 
-def _store_bias(graph: Graph, layer: Layer, node: NodeProto, slot: int, old: Array | None, addend: FloatArray) -> None:
+def _store_bias(graph: Graph, layer: Layer, node: NodeProto, slot: int, old: Array | None, addend: FloatArray, kind: int) -> None:
     """Puts old + addend into a node's input: in place where the stored tensor is this node's own, else as a new tensor."""
     name = node.input[slot]
     value = addend if old is None else old.astype(np.float64) + addend
@@ -125,10 +139,8 @@ def _store_bias(graph: Graph, layer: Layer, node: NodeProto, slot: int, old: Arr
             return
     fresh = graph.fresh(f"{layer.name}.relrep_bias")
     if old is not None:
-        dtype = int(helper.np_dtype_to_tensor_dtype(old.dtype))
-    else:
-        dtype = _output_type(graph, layer, graph.tensors[locate(graph, layer)[1].root].data_type)
-    _add_tensor(graph, tensor_like(value, TensorProto(name=fresh, data_type=dtype), layer.name))
+        kind = int(helper.np_dtype_to_tensor_dtype(old.dtype))
+    _add_tensor(graph, tensor_like(value, TensorProto(name=fresh, data_type=kind), layer.name))
     node.input[slot] = fresh
     if name:
         _drop_unread(graph.model, name)

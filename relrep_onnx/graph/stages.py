@@ -49,7 +49,23 @@ def levels(graph: Graph, layers: Sequence[Layer]) -> tuple[dict[str, int], Layer
                     moved.append(layer)
         if not moved:
             return level, None
-    return level, moved[0]
+    # Shared layers behind the culprit keep moving too; they would be fine without it.
+    return level, next((layer for layer in moved if _feeds_itself(graph, layers, layer)), moved[0])
+
+
+def _feeds_itself(graph: Graph, layers: Sequence[Layer], layer: Layer) -> bool:
+    """True where one use of a layer depends on another: directly, or because other shared layers wait for all their uses."""
+    reached = {use.output for use in layer.uses}
+    before = 0
+    while before != len(reached):
+        before = len(reached)
+        for node in graph.model.graph.node:
+            if any(name in reached for name in reads(node)):
+                reached |= set(filter(None, node.output))
+        for other in layers:
+            if any(use.activation in reached for use in other.uses):
+                reached |= {use.output for use in other.uses}
+    return any(use.activation in reached for use in layer.uses)
 
 
 def plan_stages(graph: Graph, layers: Sequence[Layer]) -> list[Stage]:
@@ -58,13 +74,10 @@ def plan_stages(graph: Graph, layers: Sequence[Layer]) -> list[Stage]:
     if dependent is not None:
         raise ModelError(f"the users of the shared weight {dependent.weight!r} depend on each other")
     ready = {layer.name: max(level.get(use.activation, 0) for use in layer.uses) for layer in layers}
-    constants = graph.constant_names
     last = max(ready.values(), default=-1)
     members: list[list[int]] = [[] for _ in range(last + 1)]
-    for position, node in enumerate(graph.model.graph.node):
-        at = max((level[name] for name in node.output if name), default=last + 1)
-        if at <= last and not all(name in constants for name in node.output if name):
-            members[at].append(position)
+    for position in _leading_to(graph, {use.activation for layer in layers for use in layer.uses}):
+        members[max(level[name] for name in graph.model.graph.node[position].output if name)].append(position)
     last_reader: dict[str, int] = {}
     for k, positions in enumerate(members):
         for position in positions:
@@ -91,6 +104,17 @@ def plan_stages(graph: Graph, layers: Sequence[Layer]) -> list[Stage]:
             )
         )
     return stages
+
+
+def _leading_to(graph: Graph, names: set[str]) -> list[int]:
+    """Positions, in graph order, of the nodes that the given tensors depend on, those of constants left out."""
+    wanted = names - graph.constant_names
+    positions = []
+    for position, node in reversed(list(enumerate(graph.model.graph.node))):
+        if any(name in wanted for name in node.output):
+            positions.append(position)
+            wanted |= set(reads(node)) - graph.constant_names
+    return positions[::-1]
 
 
 def stage_model(graph: Graph, stage: Stage, types: Mapping[str, str]) -> ModelProto:

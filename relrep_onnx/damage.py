@@ -1,0 +1,31 @@
+"""What pruning one layer alone does to the model's outputs: the weight `rr-curve` gives that layer's residual."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from onnx import ModelProto
+
+from relrep_onnx.graph import with_layer
+from relrep_onnx.runtime import RuntimeOptions, Session
+from relrep_onnx.types import Feeds, Layer, RepairedLayer
+from relrep_onnx.verify import compare_outputs, float_outputs
+
+
+class OutputDamage:
+    """Trials of single layers on a few samples; the dense outputs are computed once."""
+
+    def __init__(self, model: ModelProto, dense: Session, batches: Iterable[Feeds], runtime: RuntimeOptions) -> None:
+        self._model = model
+        self._runtime = runtime
+        self._names = float_outputs(dense)
+        self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches]
+
+    def of(self, layer: Layer, repaired: RepairedLayer) -> float:
+        """Squared relative L2 error, summed over the outputs; NaN where no output is a float tensor."""
+        if not self._names:
+            return math.nan
+        trial = with_layer(self._model, layer, repaired)
+        session = Session(trial.SerializeToString(), self._runtime, what=f"the model with {layer.name!r} pruned")
+        return sum(output.relative_l2**2 for output in compare_outputs(self._names, self._dense, session).outputs)

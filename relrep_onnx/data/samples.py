@@ -1,0 +1,192 @@
+"""Samples: data that fit the model's inputs, ready to be batched, split and fingerprinted.
+
+Data become entries, which are never parted: normally one sample, a view [1, ...] of what the user gave, and neighbours of equal
+shapes are joined as they are fed.  Where a feed must not be cut (one more axis than the input, or inputs that disagree on axis 0)
+an entry is that feed; where the model fixes its batch, an entry is a batch.  Both run alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, groupby
+from typing import Any
+
+import numpy as np
+
+from relrep_onnx.data.images import Dim, ImageFormat, Preprocessing
+from relrep_onnx.types import Array, CalibrationError, ConfigError, RelRepError, TensorInfo
+
+
+@contextmanager
+def errors_naming(place: object) -> Iterator[None]:
+    """Errors name the place they come from; whatever else broken data raise becomes a CalibrationError."""
+    try:
+        yield
+    except RelRepError as error:
+        raise type(error)(f"{place}: {error}") from error
+    except Exception as error:
+        fix = "pip install 'relrep-onnx[images]'" if isinstance(error, ImportError) else "replace it or leave it out"
+        raise CalibrationError(f"{place}: cannot be read ({type(error).__name__}: {error}); {fix}") from error
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input of the model, and how data is made to fit it; the shape is empty for a scalar and for an unknown rank."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[Dim, ...]
+    images: ImageFormat
+
+    @classmethod
+    def of(cls, info: TensorInfo, how: Preprocessing) -> Input:
+        """The input, if data can serve it."""
+        if info.dtype is None or info.dtype.kind not in "fiub":
+            raise CalibrationError(f"input {info.name!r} has type {info.type}; only float, integer and bool tensors can be fed")
+        return cls(info.name, info.dtype, info.shape, ImageFormat.of(info.shape, how))
+
+    def __str__(self) -> str:
+        dims = ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"input {self.name!r} expects {self.dtype}" + (f"[{dims}]" if self.shape else "")
+
+    def is_image(self, array: Array) -> bool:
+        """Whether the array holds pixels, which become floats when they are fed."""
+        return self.dtype.kind == "f" and array.dtype == np.uint8
+
+    def fit(self, value: object) -> tuple[Array, int | None]:
+        """The value in this input's type, or as uint8[..., h, w, c], and its axes beyond the input's own, if that is known."""
+        array, rank = np.asarray(value), len(self.shape)
+        if not array.size:
+            raise CalibrationError(f"got shape {list(array.shape)}, no samples; give some")
+        if not self.is_image(array):
+            array = self._cast(array)
+        elif rank in (0, 4) and array.ndim in (3, 4, 5):
+            array, rank = self.images.pixels(array), 4
+        else:
+            raise CalibrationError(f"uint8{list(array.shape)} does not fit as images; if it holds none, cast it to {self.dtype}")
+        return array, array.ndim - rank if rank else None
+
+    def _cast(self, array: Array) -> Array:
+        kinds = {array.dtype.kind, self.dtype.kind}
+        if len(kinds) > 1 and kinds != {"i", "u"}:
+            raise CalibrationError(f"got {array.dtype}; cast it if that is meant")
+        with np.errstate(over="ignore"):  # the check for Inf reports it
+            cast = array.astype(self.dtype, copy=False)
+        if kinds <= {"i", "u"} and not np.array_equal(cast, array):
+            raise CalibrationError(f"cannot hold the values from {array.min()} to {array.max()}; change them")
+        if self.dtype.kind == "f" and not (finite := np.isfinite(cast)).all():
+            first = np.argwhere(np.atleast_1d(~finite))[0, 0]
+            raise CalibrationError(f"sample {first} holds NaN or Inf (as {self.dtype}); repair it or leave it out")
+        return cast
+
+    def check(self, array: Array, whole: bool) -> None:
+        """Holds what the model will see against its shape; axis 0 only where a feed is whole."""
+        got, want = (list(shape[not whole :]) for shape in (self.feed(array).shape, self.shape))
+        fits = len(got) == len(want) and all(size == dim for size, dim in zip(got, want, strict=True) if isinstance(dim, int))
+        if self.shape and not fits:
+            size = self.images.size if self.is_image(array) else None
+            hint = "fix its channels, or use --image-size {},{}".format(*size) if size else "give data of the model's shape"
+            raise CalibrationError(f"got {'feeds' if whole else 'samples'} of {got}; {hint}")
+
+    def feed(self, array: Array) -> Array:
+        """What the session gets."""
+        return np.ascontiguousarray(self.images.floats(array), self.dtype) if self.is_image(array) else array
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """What is never parted, as arrays by input name: a sample [1, ...]; or, alone in its run, a feed or batch of `samples`."""
+
+    arrays: Mapping[str, Array]
+    alone: bool = False
+    samples: int = 1
+
+
+def entries_of(inputs: Sequence[Input], values: Mapping[str, object]) -> list[Entry]:
+    """Fits one array to each input, and parts them where axis 0 counts samples or feeds; otherwise they are one feed."""
+    arrays, extras = {}, set()
+    for i in inputs:
+        with errors_naming(i):
+            arrays[i.name], extra = i.fit(values[i.name])
+            extras |= {extra} - {None}
+    lengths = {array.shape[:1] for array in arrays.values()}
+    aligned = len(lengths) == 1 and () not in lengths
+    # Without any known rank, a list of numbers is taken as one scalar per feed.
+    feeds = extras == {1} or (not extras and all(array.ndim == 1 for array in arrays.values()))
+    uncut = not aligned or (not feeds and len(fixed_batches(inputs)) > 1)
+    parts = [(...,)] if uncut else [(row if feeds else slice(row, row + 1), ...) for row in range(*lengths.pop())]
+    entries = [Entry({name: array[part] for name, array in arrays.items()}, feeds or uncut) for part in parts]
+    for i in inputs:
+        with errors_naming(i):
+            i.check(entries[0].arrays[i.name], feeds or uncut)
+    return entries
+
+
+def fixed_batches(inputs: Sequence[Input]) -> set[int]:
+    """The batch the model fixes; where there are several, axis 0 counts no samples."""
+    return {i.shape[0] for i in inputs if i.shape and isinstance(i.shape[0], int)}
+
+
+def runs(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+    """At most `size` neighbours of equal shapes, or one that runs alone."""
+    for (alone, _), group in groupby(entries, lambda e: (e.alone, [(a.dtype, a.shape) for a in e.arrays.values()])):
+        members, step = list(group), 1 if alone else size
+        yield from (members[first : first + step] for first in range(0, len(members), step))
+
+
+def join(run: Sequence[Entry]) -> Mapping[str, Array]:
+    """The arrays of a run, copied only where there are several."""
+    first, *others = (entry.arrays for entry in run)
+    return {name: np.concatenate([a, *(arrays[name] for arrays in others)]) for name, a in first.items()} if others else first
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Samples in order, in whole batches where the model fixes them; `source` is the path, 'random' (made up) or 'python'."""
+
+    source: str
+    random: bool
+    inputs: Sequence[Input] = field(repr=False)
+    entries: Sequence[Entry] = field(repr=False)
+
+    def __len__(self) -> int:
+        return sum(entry.samples for entry in self.entries)
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, Array]]:
+        """Feeds for the session, in the same order each time, of at most `batch_size` samples where the model leaves it free."""
+        if batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
+        return ({i.name: i.feed(arrays[i.name]) for i in self.inputs} for arrays in map(join, runs(self.entries, batch_size)))
+
+    def batch_count(self, batch_size: int) -> int:
+        """How many feeds `batches` gives."""
+        return sum(1 for _ in runs(self.entries, batch_size))
+
+    def split(self, first: int) -> tuple[Samples, Samples]:
+        """The first `first` samples, rounded up to whole batches where the model fixes them, and the rest."""
+        cut = sum(start < first for start in accumulate((entry.samples for entry in self.entries), initial=0))
+        return replace(self, entries=self.entries[:cut]), replace(self, entries=self.entries[cut:])
+
+    def fingerprint(self) -> str:
+        """SHA-256 over names, types, shapes, values and preprocessing, in hexadecimal."""
+        digest = hashlib.sha256(repr([i.images.how for i in self.inputs]).encode())
+        for name, array in (item for entry in self.entries for item in entry.arrays.items()):
+            digest.update(repr((name, array.dtype.str, array.shape)).encode() + array.tobytes())
+        return digest.hexdigest()
+
+
+def split_holdout(samples: Samples) -> tuple[Samples, Samples, Samples]:
+    """The samples to calibrate, decide and verify with; the last two halve the last eighth, at least 32 samples, at most half.
+
+    Raises:
+        CalibrationError: fewer than four samples, or than four batches of a model with a fixed batch.
+    """
+    total, batch = len(samples), max((entry.samples for entry in samples.entries), default=1)
+    if total < 4 * batch:
+        raise CalibrationError(f"{samples.source} gives {total} samples; give at least {4 * batch}, better some hundred")
+    held = min(-(-max(total // 8, 32) // batch), total // 2 // batch)
+    calibration, rest = samples.split(total - held * batch)
+    return calibration, *rest.split(held // 2 * batch)

@@ -1,0 +1,113 @@
+"""Everything a run needs, loaded, checked against each other, and named for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import onnx
+
+from relrep_onnx import graph as graphs
+from relrep_onnx.allocate import ALLOCATORS
+from relrep_onnx.calibrate import WalkSettings, default_memory
+from relrep_onnx.config import Config
+from relrep_onnx.data import Samples, load_samples, split_holdout
+from relrep_onnx.masks import Saliency, saliency_for
+from relrep_onnx.repair import REPAIRS
+from relrep_onnx.results import Provenance
+from relrep_onnx.runtime import VERSION as ORT_VERSION
+from relrep_onnx.runtime import RuntimeOptions, Session
+from relrep_onnx.types import Array, ConfigError, Layer, ModelError, Progress, Skipped
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A model, its prunable layers, and the samples in their three roles."""
+
+    config: Config
+    loaded: graphs.LoadedModel
+    graph: graphs.Graph
+    session: Session
+    layers: list[Layer]
+    skipped: list[Skipped]
+    saliency: Saliency
+    calibration: Samples
+    decision: Samples
+    verification: Samples
+    settings: WalkSettings
+    provenance: Provenance
+
+    def batches(self, samples: Samples) -> Iterator[dict[str, Array]]:
+        """Feeds of some of the samples."""
+        return samples.batches(self.config.batch_size)
+
+    @property
+    def statistics_key(self) -> str:
+        """All that the dense model's statistics depend on, besides the layer."""
+        p, c = self.provenance, self.config
+        return repr(
+            (p.model_sha256, p.data_sha256, c.positions, c.seed, c.batch_size, c.as_runtime(), sorted(p.versions.items()))
+        )
+
+
+def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any, progress: Progress) -> Job:
+    """Loads the model and the data, finds the layers; raises as `pipeline.optimize` does."""
+    for name, table in (("allocate", ALLOCATORS), ("repair", REPAIRS)):
+        if getattr(config, name) not in table:
+            raise ConfigError(f"{name} is {getattr(config, name)!r}; choose from {', '.join(table)}")
+    loaded = graphs.load(model)
+    session = open_session(loaded, config.as_runtime())
+    graph = graphs.Graph(loaded.model)
+    layers, skipped = graphs.find_layers(graph, config.as_selection())
+    if not layers:
+        reasons = "; ".join(f"{s.node}: {s.reason}" for s in skipped[:3]) or "it has no Conv, ConvTranspose, Gemm or MatMul"
+        raise ModelError(f"{loaded.name} has nothing to prune ({reasons})")
+    samples = load_samples(calib, session.inputs, config.as_data())
+    if holdout is None:
+        calibration, decision, verification = split_holdout(samples)
+    else:
+        kept_out = load_samples(holdout, session.inputs, config.as_data())
+        calibration, (decision, verification) = samples, kept_out.split(len(kept_out) // 2)
+    settings = WalkSettings(
+        runtime=config.as_runtime(),
+        input_types={i.name: i.type for i in session.inputs},
+        positions=config.positions,
+        seed=config.seed,
+        memory=config.max_memory or default_memory(),
+        progress=progress,
+    )
+    return Job(
+        config=config,
+        loaded=loaded,
+        graph=graph,
+        session=session,
+        layers=layers,
+        skipped=skipped,
+        saliency=saliency_for(layers),
+        calibration=calibration,
+        decision=decision,
+        verification=verification,
+        settings=settings,
+        provenance=_provenance(loaded, samples, calibration),
+    )
+
+
+def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session:
+    """A plain session of a model, from its file where it has one."""
+    return Session(loaded.path or loaded.model.SerializeToString(), runtime, what=loaded.name)
+
+
+def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples) -> Provenance:
+    versions = {"onnx": onnx.__version__, "onnxruntime": ORT_VERSION, "numpy": np.__version__}
+    return Provenance(
+        model=loaded.name,
+        model_sha256=graphs.model_hash(loaded.model),
+        data=samples.source,
+        data_sha256=calibration.fingerprint(),
+        random_data=samples.random,
+        calibration_samples=len(calibration),
+        versions={"relrep-onnx": version("relrep-onnx"), **versions},
+    )

@@ -1,0 +1,348 @@
+"""The command line as users meet it: what works, and one clear sentence with the right exit code for what does not."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+from onnx import TensorProto, helper, numpy_helper
+
+import relrep_onnx
+from relrep_onnx.cli import main
+from relrep_onnx.config import Config
+from relrep_onnx.runtime import symbolic_shapes
+from tests.test_pipeline import FASHION, SAMPLES, inputs, small_net
+
+CALIB = str(SAMPLES / "fashion_calib.npz")
+NORMALIZE = ["--mean", "0.286", "--std", "0.353"]
+
+
+def run(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small model and data of every broken kind."""
+    folder = tmp_path_factory.mktemp("place")
+    onnx.save(small_net(), folder / "net.onnx")
+    x = inputs(64)
+    np.savez(folder / "ok.npz", x=x)
+    np.savez(folder / "named.npz", first=x, second=x)
+    np.savez(folder / "few.npz", x=x[:2])
+    np.savez(folder / "empty.npz", x=x[:0])
+    np.savez(folder / "rank.npz", x=x[:, 0, 0])
+    np.savez(folder / "dims.npz", x=x[:, :5])
+    np.savez(folder / "ints.npz", x=np.zeros((64, 8, 6, 6), np.int64))
+    np.savez(folder / "objects.npz", x=np.array([{}, {}], object))
+    bad = x.copy()
+    bad[7, 0, 0, 0] = np.nan
+    np.savez(folder / "nan.npz", x=bad)
+    np.save(folder / "ok.npy", x)
+    (folder / "cut.npz").write_bytes((folder / "ok.npz").read_bytes()[:900])
+    (folder / "text.npz").write_text("not an archive")
+    (folder / "text.onnx").write_text("not a model")
+    (folder / "empty.onnx").write_bytes(b"")
+    (folder / "cut.onnx").write_bytes((folder / "net.onnx").read_bytes()[:2000])
+    (folder / "data.csv").write_text("1,2,3")
+    (folder / "hollow").mkdir()
+    (folder / "config.json").write_text('{"sparsity": 0.5, "speed": 9}')
+    (folder / "types.json").write_text('{"sparsity": "much"}')
+    (folder / "broken.json").write_text("{")
+    unknown = small_net()
+    unknown.graph.node[1].op_type = "NoSuchOperator"
+    onnx.save(unknown, folder / "unknown_op.onnx")
+    external = small_net()
+    onnx.save(external, folder / "external.onnx", save_as_external_data=True, location="gone.data", size_threshold=16)
+    (folder / "gone.data").unlink()
+    activations = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"], name="product")],
+        "no_weights",
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4, 4]) for name in "ab"],
+        [helper.make_tensor_value_info("c", TensorProto.FLOAT, [4, 4])],
+    )
+    onnx.save(helper.make_model(activations, opset_imports=[helper.make_opsetid("", 17)]), folder / "no_weights.onnx")
+    tokens = helper.make_graph(
+        [helper.make_node("Gather", ["table", "ids"], ["g"]), helper.make_node("MatMul", ["g", "w"], ["out"])],
+        "tokens",
+        [helper.make_tensor_value_info("ids", TensorProto.INT64, ["N", "T"])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", "T", 16])],
+        [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in (("table", (9, 8)), ("w", (8, 16)))],
+    )
+    onnx.save(helper.make_model(tokens, opset_imports=[helper.make_opsetid("", 17)]), folder / "tokens.onnx")
+    return folder
+
+
+# OPT and TOK stand for whole commands.
+OPT = "optimize {}/net.onnx {}/o.onnx --calib {}/ok.npz"
+TOK = "optimize {}/tokens.onnx {}/o.onnx --calib random --min-size 8"
+# name of the case: (arguments with {} for the folder, exit code, what the message must say)
+BAD: dict[str, tuple[str, int, str]] = {
+    "no command": ("prune", 2, "No such command"),
+    "missing model": ("inspect {}/none.onnx", 2, "does not exist"),
+    "model is a folder": ("inspect {}/hollow", 2, "is a directory"),
+    "model is text": ("inspect {}/text.onnx", 1, "is not an ONNX model"),
+    "model is empty": ("inspect {}/empty.onnx", 1, "is not an ONNX model"),
+    "model is cut": ("inspect {}/cut.onnx", 1, "is not an ONNX model"),
+    "external data missing": ("inspect {}/external.onnx", 1, "external data 'gone.data'"),
+    "unknown operator": ("optimize {}/unknown_op.onnx {}/o.onnx --calib {}/ok.npz", 1, "NoSuchOperator"),
+    "nothing to prune": ("optimize {}/no_weights.onnx {}/o.onnx --calib random", 1, "nothing to prune"),
+    "all too small": ("OPT --min-size 9999", 1, "fewer than the minimum of 9999"),
+    "no calib": ("optimize {}/net.onnx {}/o.onnx", 2, "Missing option '--calib'"),
+    "no output": ("optimize {}/net.onnx --calib {}/ok.npz", 2, "give an OUTPUT file"),
+    "two outputs": ("optimize {}/net.onnx {}/a.onnx -o {}/b.onnx --calib {}/ok.npz", 2, "two outputs"),
+    "output is input": ("optimize {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "is the input"),
+    "in place elsewhere": ("optimize {}/net.onnx {}/o.onnx --in-place --calib {}/ok.npz", 2, "cannot apply together"),
+    "output folder missing": ("optimize {}/net.onnx {}/none/o.onnx --calib {}/ok.npz", 2, "does not exist"),
+    "output is a folder": ("optimize {}/net.onnx {}/hollow --calib {}/ok.npz", 2, "is a directory"),
+    "data missing": ("optimize {}/net.onnx {}/o.onnx --calib {}/none.npz", 1, "none.npz"),
+    "data of unknown kind": ("optimize {}/net.onnx {}/o.onnx --calib {}/data.csv", 1, "data.csv"),
+    "data folder empty": ("optimize {}/net.onnx {}/o.onnx --calib {}/hollow", 1, "hollow"),
+    "data cut": ("optimize {}/net.onnx {}/o.onnx --calib {}/cut.npz", 1, "cut.npz"),
+    "data is text": ("optimize {}/net.onnx {}/o.onnx --calib {}/text.npz", 1, "text.npz"),
+    "data pickled": ("optimize {}/net.onnx {}/o.onnx --calib {}/objects.npz", 1, "pickle"),
+    "data empty": ("optimize {}/net.onnx {}/o.onnx --calib {}/empty.npz", 1, "empty.npz"),
+    "too few samples": ("optimize {}/net.onnx {}/o.onnx --calib {}/few.npz", 1, "few.npz"),
+    "wrong rank": ("optimize {}/net.onnx {}/o.onnx --calib {}/rank.npz", 1, "'x'"),
+    "wrong channels": ("optimize {}/net.onnx {}/o.onnx --calib {}/dims.npz", 1, "'x'"),
+    "wrong type": ("optimize {}/net.onnx {}/o.onnx --calib {}/ints.npz", 1, "int64"),
+    "NaN": ("optimize {}/net.onnx {}/o.onnx --calib {}/nan.npz", 1, "sample 7"),
+    "ambiguous names": ("optimize {}/net.onnx {}/o.onnx --calib {}/named.npz", 1, "--calib-key"),
+    "unknown key": ("optimize {}/net.onnx {}/o.onnx --calib {}/named.npz --calib-key third", 1, "third"),
+    "images asked of floats": ("OPT --mean 0.5", 2, "cannot apply"),
+    "range without random": ("OPT --random-range 0,9", 2, "cannot apply"),
+    "random without shape": ("TOK --random-range 0,8", 1, "--input-shape"),
+    "random without range": ("TOK --input-shape ids:1,4", 1, "--random-range"),
+    "shape of no input": ("inspect {}/net.onnx --input-shape z:1,2", 2, "no input is called 'z'"),
+    "shape of other rank": ("inspect {}/net.onnx --input-shape x:1,2", 2, "rank 4"),
+    "shape without numbers": ("inspect {}/net.onnx --input-shape x:a,b", 2, "not a list of numbers"),
+    "shape without name": ("inspect {}/net.onnx --input-shape 1,2", 2, "NAME:1,3,224,224"),
+    "sparsity over one": ("OPT --sparsity 1.5", 2, "0<=x<=1"),
+    "sparsity a word": ("OPT --sparsity most", 2, "not a valid float"),
+    "unknown allocator": ("OPT --allocate magic", 2, "rr-curve"),
+    "unknown repair": ("OPT --repair magic", 2, "variance"),
+    "unknown budget": ("OPT --budget joules", 2, "macs"),
+    "bounds swapped": (
+        "OPT --min-layer-sparsity 0.9 --max-layer-sparsity 0.1", 2, "swap them",
+    ),
+    "impossible budget": (
+        "OPT --min-size 64 --sparsity 0.9 --max-layer-sparsity 0.5", 1, "they allow 0 to 0.5",
+    ),
+    "layer unknown": ("OPT --layer-sparsity nine=0.5", 2, "'nine'"),
+    "layer without value": ("OPT --layer-sparsity first", 2, "NAME=0.3"),
+    "layer over one": ("OPT --layer-sparsity first=3", 2, "0<=x<=1"),
+    "exclude matches nothing": ("inspect {}/net.onnx --nodes-to-exclude secnd", 2, "near names: 'second'"),
+    "exclude no regex": ("inspect {}/net.onnx --nodes-to-exclude (", 2, "no valid regular expression"),
+    "operator unknown": ("inspect {}/net.onnx --op-types Convolution", 2, "near names: 'Conv'"),
+    "provider unknown": ("OPT --providers Warp", 1, "available: "),
+    "op library missing": ("OPT --custom-op-library {}/x.so", 1, "x.so"),
+    "batch size zero": ("OPT --batch-size 0", 2, "x>=1"),
+    "memory a word": ("OPT --max-memory lots", 2, "800M"),
+    "metric gate without metric": ("OPT --min-metric 0.5", 2, "needs eval"),
+    "metric not importable": ("OPT --eval nothing:here", 2, "cannot import 'nothing'"),
+    "metric without colon": ("OPT --eval json", 2, "module:function"),
+    "metric missing": ("OPT --eval json:none", 2, "has no 'none'"),
+    "gate too fine": ("OPT --min-agreement 0.9999", 2, "finer than 16"),
+    "gate missed": ("OPT --max-error 0.0001", 3, "--max-error"),
+    "compare gate missed": ("compare {}/net.onnx {}/sparse.onnx --data {}/ok.npz --max-error 0", 3, "--max-error"),
+    "compare unrelated": ("compare {}/net.onnx {}/tokens.onnx --data {}/ok.npz", 1, "different inputs"),
+    "config unknown key": ("OPT --config {}/config.json", 2, "unknown key 'speed'"),
+    "config wrong type": ("OPT --config {}/types.json", 2, "'sparsity' has the wrong type"),
+    "config no JSON": ("OPT --config {}/broken.json", 2, "is not JSON"),
+    "plot of unknown kind": ("analyze {}/net.onnx --calib {}/ok.npz --plot {}/p.xyz", 2, "cannot write the plot"),
+    "json in no folder": ("analyze {}/net.onnx --calib {}/ok.npz --json {}/none/a.json", 2, "cannot write"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_a_sentence_and_a_code(case: str, place: Path) -> None:
+    arguments, code, message = BAD[case]
+    if "sparse.onnx" in arguments:
+        assert run("optimize", place / "net.onnx", place / "sparse.onnx", "--calib", place / "ok.npz").exit_code == 0
+    before = set(place.rglob("*"))
+    result = run(*arguments.replace("OPT", OPT).replace("TOK", TOK).replace("{}", str(place)).split())
+    text = " ".join(result.output.split())
+    assert result.exit_code == code, text
+    assert message in text
+    assert "Traceback" not in text
+    assert set(place.rglob("*")) == before
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(BAD) >= 40
+
+
+def test_optimize_reports_and_writes_json(place: Path, tmp_path: Path) -> None:
+    target, report = tmp_path / "o.onnx", tmp_path / "r.json"
+    result = run("optimize", place / "net.onnx", "-o", target, "--calib", place / "ok.npy", "--sparsity", "0.5", "--json", report)
+    assert result.exit_code == 0, result.output
+    assert "50.00% of the prunable weights" in result.output
+    assert "fewer than the minimum" in result.output
+    values = json.loads(report.read_text())
+    assert values["schema_version"] == 1
+    assert values["config"]["sparsity"] == 0.5
+    assert values["sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert {layer["layer"]["name"] for layer in values["layers"]} == {"first", "second"}
+    assert values["provenance"]["model_sha256"]
+    onnx.checker.check_model(target)
+
+
+def test_quiet_says_nothing(place: Path, tmp_path: Path) -> None:
+    result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--quiet")
+    assert (result.exit_code, result.output) == (0, "")
+    assert (tmp_path / "o.onnx").exists()
+
+
+def test_plain_progress_goes_to_stderr(place: Path, tmp_path: Path) -> None:
+    result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz")
+    assert "calibrate 0/2" in result.stderr
+    assert "repair 2/2" in result.stderr
+    assert "calibrate" not in result.stdout.split("calibration samples")[0]
+
+
+def test_dry_run_writes_nothing(place: Path, tmp_path: Path) -> None:
+    result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "2 layers, 32 calibration samples: about" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_round_trip_through_a_file(place: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "run.json"
+    first = run(
+        "optimize", place / "net.onnx", tmp_path / "a.onnx", "--calib", place / "ok.npz", "--sparsity", "0.6",
+        "--allocate", "erk", "--layer-sparsity", "first=0.5", "--threads", "1", "--save-config", saved,
+    )  # fmt: skip
+    assert first.exit_code == 0, first.output
+    config = Config.load(saved)
+    assert (config.sparsity, config.allocate, config.layer_sparsity) == (0.6, "erk", {"first": 0.5})
+    second = run("optimize", place / "net.onnx", tmp_path / "b.onnx", "--calib", place / "ok.npz", "--config", saved)
+    assert second.exit_code == 0, second.output
+    assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    third = run(
+        "optimize", place / "net.onnx", tmp_path / "c.onnx", "--calib", place / "ok.npz", "--config", saved, "--sparsity", "0.4"
+    )
+    assert third.exit_code == 0, third.output
+    assert (tmp_path / "c.onnx").read_bytes() != (tmp_path / "b.onnx").read_bytes()
+
+
+def test_analyze_plots_curves(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the plots extra is not installed")
+    picture = tmp_path / "rr.png"
+    result = run("analyze", place / "net.onnx", "--calib", place / "ok.npz", "--plot", picture, "--json", tmp_path / "a.json")
+    assert result.exit_code == 0, result.output
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    layers = json.loads((tmp_path / "a.json").read_text())["layers"]
+    assert all(len(layer["curve"]["rr"]) == len(layer["curve"]["sparsity"]) for layer in layers)
+    assert "SNR dB" in result.output
+
+
+def test_inspect_counts_macs(place: Path) -> None:
+    result = run("inspect", place / "net.onnx")
+    assert result.exit_code == 0, result.output
+    assert f"{16 * 16 * 9 * 36:,}" in result.output
+
+
+def test_inspect_asks_the_mobile_checker(place: Path) -> None:
+    result = run("inspect", place / "net.onnx", "--mobile")
+    assert result.exit_code == 0, result.output
+    assert "NNAPI or CoreML" in result.output
+
+
+def test_compare_of_a_model_with_itself(place: Path) -> None:
+    result = run("compare", place / "net.onnx", place / "net.onnx", "--data", place / "ok.npz", "--max-error", "0")
+    assert result.exit_code == 0, result.output
+    assert "100.00%" in result.output
+
+
+def test_random_data_is_named_in_the_report(place: Path, tmp_path: Path) -> None:
+    result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", "random")
+    assert result.exit_code == 0, result.output
+    assert "RANDOM calibration data" in " ".join(result.output.split())
+
+
+def test_images_of_the_sample_through_the_command(tmp_path: Path) -> None:
+    result = run(
+        "optimize", FASHION, tmp_path / "o.onnx", "--calib", CALIB, *NORMALIZE, "--num-samples", "96", "--budget", "macs"
+    )
+    assert result.exit_code == 0, result.output
+    assert "80.0% of their MACs" in " ".join(result.output.split())
+
+
+def test_names_cannot_drive_the_terminal(place: Path, tmp_path: Path) -> None:
+    model = small_net()
+    model.graph.node[0].name = "evil\x1b[2J[red]name"
+    onnx.save(model, tmp_path / "evil.onnx")
+    result = run("inspect", tmp_path / "evil.onnx")
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    assert "evil\\x1b[2J[red]name" in result.output
+
+
+@pytest.mark.parametrize("command", ["inspect", "analyze", "optimize", "compare"])
+def test_help_names_every_option(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    for parameter in main.commands[command].params:
+        for option in parameter.opts:
+            assert not option.startswith("--") or option in result.output
+
+
+def test_help_shows_defaults() -> None:
+    text = " ".join(run("optimize", "--help").output.split())
+    defaults = Config()
+    for value in (
+        defaults.sparsity,
+        defaults.allocate,
+        defaults.repair,
+        defaults.batch_size,
+        defaults.positions,
+        defaults.min_size,
+    ):
+        assert f"[default: {value}" in text
+
+
+def test_version() -> None:
+    assert run("--version").output == f"relrep-onnx, version {relrep_onnx.__version__}\n"
+
+
+def test_installed_command_exits_with_the_code(place: Path) -> None:
+    command = [sys.executable, "-c", "from relrep_onnx.cli import main; main()", "inspect", str(place / "text.onnx")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("package", ["onnxruntime.tools", "onnxruntime_tools"])
+def test_symbolic_shapes_with_the_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sympy", reason="the ort-tools extra is not installed")
+    pytest.importorskip(package, reason="the ort-tools extra is not installed")
+    real = importlib.import_module
+
+    def only(name: str) -> ModuleType:
+        if not name.startswith(package):
+            raise ImportError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib, "import_module", only)
+    inferred = symbolic_shapes(small_net())
+    assert inferred is not None
+    assert {"c1", "c2", "p"} <= {value.name for value in inferred.graph.value_info}
+
+
+def test_symbolic_shapes_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> ModuleType:
+        raise ImportError(name)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    assert symbolic_shapes(small_net()) is None

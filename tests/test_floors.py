@@ -1,0 +1,131 @@
+"""The building plan: a room knows only the rooms below it, and outside libraries only where the plan says so."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
+
+FLOORS: Final[dict[str, float]] = {
+    "types": 0,
+    **dict.fromkeys(("moments", "masks", "patches", "graph", "runtime", "cache"), 1),
+    **dict.fromkeys(("repair", "data", "calibrate", "verify", "inspection"), 2),
+    "config": 2.5,
+    **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 3),
+    "job": 3.5,
+    "pipeline": 4,
+    "estimate": 5,
+    "report": 5.5,
+    "__init__": 6,
+    "cli": 6.5,
+}
+"""A folder is one room; its own modules must import each other in an order without a circle."""
+
+CALIBRATE: Final = {"types", "graph", "runtime", "moments", "patches"}
+CONFIG: Final = {"types", "data", "runtime", "verify"}
+LIBRARIES: Final = {
+    "onnxruntime": {"runtime"},
+    # In runtime, damage and job as the type that they pass on, and for its version.
+    "onnx": {"graph", "data", "results", "pipeline", "runtime", "damage", "job"},
+}
+NUMERIC: Final = {"moments", "masks", "patches", "repair", "score", "allocate"}
+
+MODULES: Final = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Every module an import statement names, inside functions and TYPE_CHECKING too; `from a import b` also as a.b."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+            if node.module != PACKAGE.name:  # `from relrep_onnx import report` names the package only to reach the room
+                names.add(node.module or "")
+    return names
+
+
+def known(name: str) -> str | None:
+    """The module of this package that an imported name stands for: `graph.index`, `graph.__init__`, `types`."""
+    head, *inside = name.split(".")
+    if head != PACKAGE.name:
+        return None
+    for module in (".".join(inside), ".".join([*inside, "__init__"])):
+        if module in MODULES:
+            return module
+    return "__init__" if len(inside) == 1 else None  # what the package's own face gives
+
+
+def neighbours(module: str) -> set[str]:
+    """The modules of this package that a module imports."""
+    return {target for name in imported(MODULES[module]) if (target := known(name)) is not None}
+
+
+def room(module: str) -> str:
+    return module.split(".")[0]
+
+
+def libraries(module: str) -> set[str]:
+    return {name.split(".")[0] for name in imported(MODULES[module])}
+
+
+def test_every_room_has_its_floor() -> None:
+    assert {room(module) for module in MODULES} == FLOORS.keys()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_go_down(module: str) -> None:
+    for target in neighbours(module) - {module}:
+        if room(target) != room(module):
+            assert FLOORS[room(target)] < FLOORS[room(module)], f"{module} imports {target}"
+
+
+@pytest.mark.parametrize("folder", ["graph", "data"])
+def test_no_circles_inside_a_folder(folder: str) -> None:
+    waiting = {m: {n for n in neighbours(m) if room(n) == folder} - {m} for m in MODULES if room(m) == folder}
+    assert len(waiting) > 1
+    while waiting:
+        ready = {m for m, needs in waiting.items() if not needs & waiting.keys()}
+        assert ready, f"a circle among {sorted(waiting)}"
+        waiting = {m: needs for m, needs in waiting.items() if m not in ready}
+
+
+@pytest.mark.parametrize(("module", "allowed"), [("calibrate", CALIBRATE), ("config", CONFIG)])
+def test_rooms_with_few_neighbours(module: str, allowed: set[str]) -> None:
+    assert {room(target) for target in neighbours(module)} <= allowed
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_libraries_stay_in_their_rooms(library: str) -> None:
+    users = {room(module) for module in MODULES if library in libraries(module)}
+    assert users <= LIBRARIES[library]
+    assert users, f"nobody imports {library}: is this test still looking?"
+
+
+def test_numeric_rooms_know_no_model_format() -> None:
+    for module in MODULES:
+        if room(module) in NUMERIC:
+            assert not libraries(module) & {"onnx", "onnxruntime"}, module
+            assert {room(target) for target in neighbours(module)} <= {"types", *NUMERIC}
+
+
+def test_the_eyes_are_open() -> None:
+    tree = ast.parse("if TYPE_CHECKING:\n    import onnx.helper\ndef f():\n    from relrep_onnx import graph\n")
+    assert imported(tree) == {"onnx.helper", "relrep_onnx.graph"}
+    assert known("relrep_onnx.graph") == "graph.__init__"
+    assert known("relrep_onnx.graph.index") == "graph.index"
+    assert known("relrep_onnx") == "__init__"
+    assert known("relrep_onnx.types.Layer") is None
+    assert known("relrep_onnx.optimize") == "__init__"
+    assert known("types") is None
+    assert "graph.__init__" in neighbours("pipeline")
+    assert "__init__" not in neighbours("pipeline")
