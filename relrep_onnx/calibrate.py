@@ -3,6 +3,9 @@
 All batches advance together: stage k runs on every batch before stage k + 1 begins, so a layer can be repaired in between with
 statistics of all the data, and every node runs exactly once per batch however deep the network is.  Live tensors wait in memory,
 past a limit on disk.  One layer's moments are held at a time.
+
+Two walks, dense then sparse, sample the same positions: the dense network's outputs there are all that the sparse walk needs to
+know of it.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import os
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,50 +42,52 @@ class WalkSettings:
     seed: int
     memory: int
     progress: Progress
-    observe: Callable[[int], None] = lambda live: None  # told the bytes of live tensors after each stage
+    observe: Callable[[int], None] = lambda live: None  # told the bytes of live tensors, often
 
 
-class LiveTensors:
-    """Tensors of every batch that later stages still read; past `limit` bytes they wait on disk."""
+class TensorStore:
+    """Arrays by key; past `limit` bytes they wait on disk.  Holds sequences too, in memory only."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self.held = 0
-        self._values: dict[tuple[int, str], Array | Path] = {}
+        self._values: dict[Hashable, Array | Path] = {}
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
-    def put(self, batch: int, name: str, value: Array) -> None:
+    def __enter__(self) -> TensorStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for key in list(self._values):
+            self.drop(key)
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def put(self, key: Hashable, value: Array) -> None:
         """Keeps one tensor."""
         if isinstance(value, np.ndarray) and self.held + value.nbytes > self._limit and not value.dtype.hasobject:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="relrep-")
             self._files += 1
             path = Path(self._folder.name) / f"{self._files}.npy"
             np.save(path, value, allow_pickle=False)
-            self._values[batch, name] = path
+            self._values[key] = path
             return
         self.held += getattr(value, "nbytes", 0)
-        self._values[batch, name] = value
+        self._values[key] = value
 
-    def get(self, batch: int, name: str) -> Array:
+    def get(self, key: Hashable) -> Array:
         """Gives one tensor back."""
-        value = self._values[batch, name]
+        value = self._values[key]
         return np.load(value, allow_pickle=False) if isinstance(value, Path) else value
 
-    def keep_only(self, names: frozenset[str]) -> None:
-        """Forgets every other tensor."""
-        for key in [key for key in self._values if key[1] not in names]:
-            value = self._values.pop(key)
-            if isinstance(value, Path):
-                value.unlink()
-            else:
-                self.held -= getattr(value, "nbytes", 0)
-
-    def close(self) -> None:
-        """Forgets everything."""
-        self.keep_only(frozenset())
-        if self._folder is not None:
-            self._folder.cleanup()
+    def drop(self, key: Hashable) -> None:
+        """Forgets one tensor."""
+        value = self._values.pop(key)
+        if isinstance(value, Path):
+            value.unlink()
+        else:
+            self.held -= getattr(value, "nbytes", 0)
 
 
 class Walk:
@@ -93,47 +98,77 @@ class Walk:
         self._stages = stages
         self._settings = settings
         self._types = dict(settings.input_types)
-        self._live = LiveTensors(settings.memory)
+        self._store = TensorStore(settings.memory)
         needed = {name for stage in stages for name in (*stage.inputs, *stage.alive)}
-        self.batches = 0
+        self._live: list[set[str]] = []  # by batch
         for feeds in batches:
+            self._live.append(set())
             for name in feeds.keys() & needed:
-                self._live.put(self.batches, name, feeds[name])
-            self.batches += 1
+                self._keep(len(self._live) - 1, name, feeds[name])
 
     def __enter__(self) -> Walk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._live.close()
+        self._store.__exit__(kind, error, trace)
+
+    @property
+    def batches(self) -> int:
+        """How many batches walk."""
+        return len(self._live)
 
     def advance(self, number: int, repaired: Mapping[str, RepairedLayer], layers: Sequence[Layer]) -> None:
         """Runs one stage on every batch, with the layers repaired so far written into it."""
         stage = self._stages[number]
-        if stage.nodes:
-            model = stage_model(self._graph, stage, self._types)
-            here = {name for position in stage.nodes for name in self._graph.model.graph.node[position].output}
-            for layer in layers:
-                if layer.name in repaired and layer.uses[0].output in here:
-                    write_layer(model, layer, repaired[layer.name])
-            session = Session(model.SerializeToString(), self._settings.runtime, what=f"stage {number + 1} of the model")
-            self._types.update(session.types())
-            for batch in range(self.batches):
-                feeds = {name: self._live.get(batch, name) for name in stage.inputs}
+        session = self._session(number, repaired, layers) if stage.nodes else None
+        for batch, live in enumerate(self._live):
+            if session is not None:
+                feeds = {name: self.activation(batch, name) for name in stage.inputs}
                 for name, value in session.run(feeds, stage.outputs).items():
-                    self._live.put(batch, name, value)
-        self._settings.observe(self._live.held)
-        self._live.keep_only(stage.alive)
+                    self._keep(batch, name, value)
+            self._settings.observe(self._store.held)
+            for name in live - stage.alive:
+                self._store.drop((batch, name))
+            live &= stage.alive
 
     def activation(self, batch: int, name: str) -> Array:
         """A live tensor of one batch."""
-        return self._live.get(batch, name)
+        return self._store.get((batch, name))
+
+    def _keep(self, batch: int, name: str, value: Array) -> None:
+        self._store.put((batch, name), value)
+        self._live[batch].add(name)
+
+    def _session(self, number: int, repaired: Mapping[str, RepairedLayer], layers: Sequence[Layer]) -> Session:
+        stage = self._stages[number]
+        model = stage_model(self._graph, stage, self._types)
+        here = {name for position in stage.nodes for name in self._graph.model.graph.node[position].output}
+        for layer in layers:
+            if layer.name in repaired and layer.uses[0].output in here:
+                write_layer(model, layer, repaired[layer.name])
+        session = Session(model.SerializeToString(), self._settings.runtime, what=f"stage {number + 1} of the model")
+        self._types.update(session.types())
+        return session
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayer:
+    """What the dense network shows of one layer.
+
+    `targets` float32[sampled positions, rows] are its outputs without bias, in the order in which any pass samples;
+    `macs` are per sample.
+    """
+
+    layer: Layer
+    inputs: Covariance
+    targets: FloatArray
+    macs: int
 
 
 def dense_pass(
     graph: Graph, layers: Sequence[Layer], batches: Iterable[Feeds], samples: int, settings: WalkSettings
-) -> Iterator[tuple[Layer, Covariance, int]]:
-    """Yields each layer with the moments of its inputs in the dense network and its MACs per sample."""
+) -> Iterator[DenseLayer]:
+    """Walks the dense network, and yields what it shows of each layer."""
     stages = plan_stages(graph, layers)
     with Walk(graph, stages, batches, settings) as walk:
         for number, stage in enumerate(stages):
@@ -141,47 +176,58 @@ def dense_pass(
             walk.advance(number, {}, layers)
             for layer in stage.layers:
                 stream = MomentStream(layer.groups, layer.cols)
-                work = 0
-                for _, _, positions, x in _visits(layer, walk, samples, settings):
+                weight = read_weight(graph, layer).reshape(layer.groups, -1, layer.cols).swapaxes(1, 2)
+                targets, work = [], 0
+                for positions, x in _visits(layer, walk, samples, settings):
+                    rows = _finite(layer, design_rows(layer, x, positions))
+                    stream.add(rows)
+                    y = rows.swapaxes(0, 1).astype(np.float64) @ weight  # [groups, n, rows / groups]
+                    targets.append(y.swapaxes(0, 1).reshape(len(rows), -1).astype(np.float32))
                     work += macs(layer, x.shape)
-                    stream.add(_finite(layer, design_rows(layer, x, positions)))
-                yield layer, stream.covariance(), round(work / samples)
+                yield DenseLayer(layer, stream.covariance(), np.concatenate(targets), round(work / samples))
         settings.progress("calibrate", len(stages), len(stages))
 
 
 def sequential_pass(
     graph: Graph,
     layers: Sequence[Layer],
-    batches: Sequence[Feeds],
+    batches: Iterable[Feeds],
     samples: int,
     settings: WalkSettings,
+    targets: Callable[[Layer], FloatArray],
     repair: Callable[[Layer, FloatArray, Moments], RepairedLayer],
 ) -> dict[str, RepairedLayer]:
-    """Repairs the layers in order: each sees the inputs of the already repaired network and aims at the dense outputs."""
+    """Repairs the layers in order: each sees the inputs of the already repaired network and aims at the dense outputs.
+
+    Args:
+        graph: the dense model.
+        layers: those to repair.
+        batches: the feeds the dense pass had.
+        samples: how many samples they hold.
+        settings: how to walk, as in the dense pass.
+        targets: what the dense pass gave for a layer.
+        repair: (layer, dense weight, moments) -> what the sparse network gets.
+    """
     stages = plan_stages(graph, layers)
     repaired: dict[str, RepairedLayer] = {}
-    with Walk(graph, stages, batches, settings) as dense, Walk(graph, stages, batches, settings) as sparse:
+    with Walk(graph, stages, batches, settings) as walk:
         for number, stage in enumerate(stages):
             settings.progress("repair", number, len(stages))
-            dense.advance(number, {}, layers)
-            sparse.advance(number, repaired, layers)
+            walk.advance(number, repaired, layers)
             for layer in stage.layers:
-                weight = read_weight(graph, layer)
-                grouped = weight.reshape(layer.groups, -1, layer.cols).swapaxes(1, 2)
                 stream = MomentStream(layer.groups, layer.cols, layer.rows)
-                for use, batch, positions, x in _visits(layer, sparse, samples, settings):
-                    target = design_rows(layer, dense.activation(batch, use), positions)
-                    y = target.swapaxes(0, 1).astype(np.float64) @ grouped  # [groups, n, rows / groups]
-                    stream.add(_finite(layer, design_rows(layer, x, positions)), y.swapaxes(0, 1).reshape(len(target), -1))
-                repaired[layer.name] = repair(layer, weight, stream.moments())
+                y, done = targets(layer), 0
+                for positions, x in _visits(layer, walk, samples, settings):
+                    rows = _finite(layer, design_rows(layer, x, positions))
+                    stream.add(rows, y[done : done + len(rows)])
+                    done += len(rows)
+                repaired[layer.name] = repair(layer, read_weight(graph, layer), stream.moments())
         settings.progress("repair", len(stages), len(stages))
     return repaired
 
 
-def _visits(
-    layer: Layer, walk: Walk, samples: int, settings: WalkSettings
-) -> Iterator[tuple[str, int, Array | None, FloatArray]]:
-    """Every input the layer's users get: (activation name, batch, sampled positions, activation)."""
+def _visits(layer: Layer, walk: Walk, samples: int, settings: WalkSettings) -> Iterator[tuple[Array | None, FloatArray]]:
+    """Every input the layer's users get, and the positions sampled from it."""
     limit = settings.positions
     if layer.cols > WIDE:
         limit = min(limit or WIDE_ROWS, max(1, WIDE_ROWS // samples))
@@ -190,7 +236,7 @@ def _visits(
             x = walk.activation(batch, use.activation)
             # The same positions in every pass over the same layer, however the passes are organised.
             rng = np.random.default_rng([settings.seed, zlib.crc32(use.output.encode()), batch])
-            yield use.activation, batch, choose_positions(layer, x.shape, limit, rng), x
+            yield choose_positions(layer, x.shape, limit, rng), x
 
 
 def _finite(layer: Layer, rows: FloatArray) -> FloatArray:

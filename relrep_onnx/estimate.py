@@ -17,8 +17,8 @@ from relrep_onnx.config import Config
 from relrep_onnx.job import Job, prepare
 from relrep_onnx.pipeline import quiet
 
-# The sequential pass walks two networks and gathers two sets of rows; the dense pass one.
-PASSES = 3.2
+# Dense and sequential pass, each about one walk with its moments, and the trials of single layers, about one more.
+PASSES = 3.0
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ def estimate(model: graphs.ModelSource, calib: Any, config: Config | None = None
     slope = max(_walk(job, few)[0] - one, 0.0) if len(few) > 1 else one
     constant = max(one - slope, 0.0)
     seconds = PASSES * (constant + slope * batches) + len(job.layers) * constant / 4
-    live = 2 * peak * batches
+    live = peak * batches
     widest = max(layer.cols * layer.cols * layer.groups * 8 for layer in job.layers)
     weights = sum(graphs.Graph(job.loaded.model).stored(name).nbytes for name in job.graph.tensors)
-    memory = min(live, 2 * job.settings.memory) + 3 * widest + 4 * weights
-    return Estimate(len(job.layers), len(job.calibration), seconds, memory, live > 2 * job.settings.memory)
+    memory = min(live, job.settings.memory) + 3 * widest + 4 * weights
+    return Estimate(len(job.layers), len(job.calibration), seconds, memory, live > job.settings.memory)
 
 
 def _walk(job: Job, batches: list[Any]) -> tuple[float, int]:

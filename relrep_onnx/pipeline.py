@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from onnx import ModelProto
 from relrep_onnx import graph as graphs
 from relrep_onnx.allocate import ALLOCATORS, Candidate, allocate
 from relrep_onnx.cache import Cache
-from relrep_onnx.calibrate import sequential_pass
+from relrep_onnx.calibrate import TensorStore, sequential_pass
 from relrep_onnx.config import Config
 from relrep_onnx.damage import OutputDamage
 from relrep_onnx.data import load_samples
@@ -74,7 +75,8 @@ def analyze(
     config = config or Config()
     job = prepare(model, calib, config, holdout, progress)
     zeros = {layer.name: round(config.sparsity * layer.size) for layer in job.layers}
-    reports = tuple(LayerReport(s.layer, s.macs, s.curve, zeros[s.layer.name]) for s in _score(job, cache_dir))
+    scored = _score(job, cache_dir, lambda name, targets: None)
+    reports = tuple(LayerReport(s.layer, s.macs, s.curve, zeros[s.layer.name]) for s in scored)
     return Analysis(config, job.provenance, reports, tuple(job.skipped), job.loaded.notes)
 
 
@@ -108,8 +110,9 @@ def optimize(
     job = prepare(model, calib, config, holdout, progress)
     gates.check_resolution(len(job.verification))
 
-    scored = _score(job, cache_dir)
-    repaired = _repair(job, _allocate(job, scored))
+    with TensorStore(job.settings.memory) as targets:
+        scored = _score(job, cache_dir, targets.put)
+        repaired = _repair(job, _allocate(job, scored), targets)
     sparse = _write(job, repaired)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
         stage.write(sparse, job.loaded.external)
@@ -152,8 +155,8 @@ def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, co
     return compare_sessions(left, right, samples.batches(config.batch_size))
 
 
-def _score(job: Job, cache_dir: str | os.PathLike[str] | None) -> list[Scored]:
-    """RR curve of every layer, and what pruning it alone to the asked sparsity does to the outputs."""
+def _score(job: Job, cache_dir: str | os.PathLike[str] | None, keep: Callable[[str, FloatArray], None]) -> list[Scored]:
+    """RR curve of every layer, and what pruning it alone to the asked sparsity does to the outputs; `keep` gets its targets."""
     repair, pattern = REPAIRS[job.config.repair], PATTERNS["unstructured"]
     probe = min(max(job.config.sparsity, PROBE_RANGE[0]), PROBE_RANGE[1])
     # About one pass over as many samples as calibration has, for all trials together.
@@ -162,12 +165,14 @@ def _score(job: Job, cache_dir: str | os.PathLike[str] | None) -> list[Scored]:
     cache = Cache(Path(cache_dir)) if cache_dir is not None else None
     batches, samples = job.batches(job.calibration), len(job.calibration)
     scored = {}
-    for layer, inputs, macs in dense_statistics(job.graph, job.layers, batches, samples, job.settings, cache, job.statistics_key):
+    for dense in dense_statistics(job.graph, job.layers, batches, samples, job.settings, cache, job.statistics_key):
+        layer, inputs = dense.layer, dense.inputs
+        keep(layer.name, dense.targets)
         weight = graphs.read_weight(job.graph, layer)
         curve = score_layer(layer, weight, inputs, repair, pattern, job.saliency)
         mask = pattern(job.saliency(weight), round(probe * layer.size))
         trial = repair(Pruned(weight, mask, Moments.dense(inputs, weight)))
-        scored[layer.name] = Scored(layer, replace(curve, probe=probe, damage=damage.of(layer, trial)), macs)
+        scored[layer.name] = Scored(layer, replace(curve, probe=probe, damage=damage.of(layer, trial)), dense.macs)
     return [scored[layer.name] for layer in job.layers]
 
 
@@ -181,7 +186,7 @@ def _allocate(job: Job, scored: list[Scored]) -> dict[str, int]:
     return allocate(ALLOCATORS[job.config.allocate], candidates, job.config.as_budget())
 
 
-def _repair(job: Job, zeros: dict[str, int]) -> dict[str, RepairedLayer]:
+def _repair(job: Job, zeros: dict[str, int], targets: TensorStore) -> dict[str, RepairedLayer]:
     """Masks and repairs, in graph order, every layer that gets new zeros; the others stay untouched."""
     repair, pattern = REPAIRS[job.config.repair], PATTERNS["unstructured"]
     before = graphs.count_zeros(job.graph, job.layers)
@@ -190,7 +195,8 @@ def _repair(job: Job, zeros: dict[str, int]) -> dict[str, RepairedLayer]:
     def one(layer: Layer, weight: FloatArray, moments: Moments) -> RepairedLayer:
         return repair(Pruned(weight, pattern(job.saliency(weight), zeros[layer.name]), moments))
 
-    return sequential_pass(job.graph, pruned, list(job.batches(job.calibration)), len(job.calibration), job.settings, one)
+    batches, samples = job.batches(job.calibration), len(job.calibration)
+    return sequential_pass(job.graph, pruned, batches, samples, job.settings, lambda layer: targets.get(layer.name), one)
 
 
 def _write(job: Job, repaired: dict[str, RepairedLayer]) -> ModelProto:

@@ -1,4 +1,4 @@
-"""Moments of the dense network's inputs, layer by layer, from a pass over the data or from the cache."""
+"""What the dense network shows of each layer, from a pass over the data or from the cache."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 from relrep_onnx.cache import Cache
-from relrep_onnx.calibrate import WalkSettings, dense_pass
+from relrep_onnx.calibrate import DenseLayer, WalkSettings, dense_pass
 from relrep_onnx.graph import Graph
 from relrep_onnx.moments import Covariance
 from relrep_onnx.types import Array, Feeds, Layer
@@ -21,8 +21,8 @@ def dense_statistics(
     settings: WalkSettings,
     cache: Cache | None,
     key: str,
-) -> Iterator[tuple[Layer, Covariance, int]]:
-    """Yields each layer with the moments of its inputs and its MACs per sample.
+) -> Iterator[DenseLayer]:
+    """Yields what the dense pass would, for each layer.
 
     Args:
         graph: the dense model.
@@ -38,20 +38,22 @@ def dense_statistics(
         entries = {name: cache.get(entry) for name, entry in keys.items()}
         if all(entries.values()):
             for layer in layers:
-                yield layer, *_unpack(entries[layer.name] or {})
+                yield _unpack(layer, entries[layer.name] or {})
             return
-    for layer, inputs, macs in dense_pass(graph, layers, batches, samples, settings):
+    for dense in dense_pass(graph, layers, batches, samples, settings):
         if cache is not None:
-            cache.put(keys[layer.name], _pack(inputs, macs))
-        yield layer, inputs, macs
+            cache.put(keys[dense.layer.name], _pack(dense))
+        yield dense
 
 
-def _pack(inputs: Covariance, macs: int) -> dict[str, Array]:
+def _pack(dense: DenseLayer) -> dict[str, Array]:
+    inputs = dense.inputs
     spread = {"matrix": inputs.matrix, "factor": inputs.factor}
     known = {name: value for name, value in spread.items() if value is not None}
-    return {"numbers": np.array([inputs.count, macs]), "mean": inputs.mean, **known}
+    return {"numbers": np.array([inputs.count, dense.macs]), "mean": inputs.mean, "targets": dense.targets, **known}
 
 
-def _unpack(entry: dict[str, Array]) -> tuple[Covariance, int]:
+def _unpack(layer: Layer, entry: dict[str, Array]) -> DenseLayer:
     count, macs = entry["numbers"].tolist()
-    return Covariance(count, entry["mean"], entry.get("matrix"), entry.get("factor")), macs
+    inputs = Covariance(count, entry["mean"], entry.get("matrix"), entry.get("factor"))
+    return DenseLayer(layer, inputs, entry["targets"], macs)

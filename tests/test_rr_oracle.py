@@ -31,7 +31,7 @@ KINDS = [kind for kind in SINGLES if "fp16" not in kind and kind != "matmul1"]
 def moments_of(model: ModelProto, layers: Sequence[Layer], batches: Sequence[Feeds], samples: int) -> dict[str, Covariance]:
     types = {i.name: i.type for i in Session(model.SerializeToString(), RuntimeOptions()).inputs}
     settings = WalkSettings(RuntimeOptions(), types, None, 0, 1 << 40, lambda phase, done, total: None)
-    return {layer.name: inputs for layer, inputs, _ in dense_pass(Graph(model), layers, batches, samples, settings)}
+    return {d.layer.name: d.inputs for d in dense_pass(Graph(model), layers, batches, samples, settings)}
 
 
 def distortion(layer: Layer, dense: Sequence[Any], sparse: Sequence[Any], *, left: bool = False) -> float:

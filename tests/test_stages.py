@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import pytest
 from onnx import ModelProto, helper
 
 from relrep_onnx import calibrate
-from relrep_onnx.calibrate import LiveTensors, Walk, WalkSettings, dense_pass, sequential_pass
+from relrep_onnx.calibrate import TensorStore, Walk, WalkSettings, dense_pass, sequential_pass
 from relrep_onnx.graph import Graph, find_layers, plan_stages, read_weight, stage_model, write_layer
 from relrep_onnx.masks import unit_row_magnitude, unstructured
 from relrep_onnx.moments import Moments
@@ -23,6 +24,7 @@ from tests.models import ALL, NETWORKS, build, random, run
 
 LARGE = 1 << 40
 RUNTIME = RuntimeOptions(threads=1)
+Repair = Callable[[Layer, FloatArray, Moments], RepairedLayer]
 
 
 def settings(model: ModelProto, memory: int = LARGE, positions: int | None = None) -> WalkSettings:
@@ -45,8 +47,11 @@ def pruned(layer: Layer, weight: FloatArray, moments: Moments) -> RepairedLayer:
     return affine(Pruned(weight, unstructured(unit_row_magnitude(weight), layer.size // 2), moments))
 
 
-def repair_all(model: ModelProto, **changes: Any) -> dict[str, RepairedLayer]:
-    return sequential_pass(Graph(model), layers_of(model), batches_of(model), 5, settings(model, **changes), pruned)
+def both_passes(model: ModelProto, repair: Repair = pruned, **changes: Any) -> dict[str, RepairedLayer]:
+    """The dense pass, then the sequential one with its targets."""
+    graph, layers, batches, how = Graph(model), layers_of(model), batches_of(model), settings(model, **changes)
+    targets = {dense.layer.name: dense.targets for dense in dense_pass(graph, layers, batches, 5, how)}
+    return sequential_pass(graph, layers, batches, 5, how, lambda layer: targets[layer.name], repair)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -82,7 +87,7 @@ def test_the_sequential_pass_sees_the_repaired_network_and_aims_at_the_dense_one
         return pruned(layer, weight, moments)
 
     graph, layers = Graph(model), layers_of(model)
-    repaired = sequential_pass(graph, layers, batches, 5, settings(model), record)
+    repaired = both_passes(model, record)
     assert list(repaired) == list(seen)
     sparse = models.clone(model)
     for stage in plan_stages(graph, layers):
@@ -147,7 +152,7 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 @pytest.mark.parametrize("depth", [2, 8, 32])
 def test_work_grows_linearly_with_depth(counter: Counter[str], depth: int) -> None:
     model = models.chain(depth)
-    repair_all(model)
+    both_passes(model)
     # Two batches, each through the dense and the sparse network; the last layer itself need not run.
     assert counter == Counter({name: 4 for i in range(depth - 1) for name in (f"h{i}", f"a{i}")})
 
@@ -155,7 +160,7 @@ def test_work_grows_linearly_with_depth(counter: Counter[str], depth: int) -> No
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_node_runs_once_per_walk_and_batch(counter: Counter[str], name: str) -> None:
     model = NETWORKS[name]()
-    repair_all(model)
+    both_passes(model)
     known = {node.output[0] for node in model.graph.node}
     assert {name: count for name, count in counter.items() if name in known and count != 4} == {}
     assert {layer.uses[0].activation for layer in layers_of(model)} - {"x", "z"} <= set(counter)
@@ -163,7 +168,7 @@ def test_every_node_runs_once_per_walk_and_batch(counter: Counter[str], name: st
 
 def test_nodes_that_lead_to_no_layer_do_not_run(counter: Counter[str]) -> None:
     model = models.branching()
-    repair_all(model)
+    both_passes(model)
     assert "early" not in counter
     assert "sum" in counter
 
@@ -171,14 +176,14 @@ def test_nodes_that_lead_to_no_layer_do_not_run(counter: Counter[str]) -> None:
 def test_a_stage_in_which_nothing_is_needed_is_skipped(counter: Counter[str]) -> None:
     nodes = [helper.make_node("Relu", ["x"], ["other"]), helper.make_node("Gemm", ["x", "w"], ["y"])]
     model = build(nodes, {"x": ("n", 4)}, ["other", "y"], {"w": random(0, 4, 4)})
-    assert len(repair_all(model)) == 1
+    assert len(both_passes(model)) == 1
     assert not counter
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_spilling_to_disk_changes_nothing(name: str) -> None:
     model = NETWORKS[name]()
-    inside, spilled = repair_all(model), repair_all(model, memory=1)
+    inside, spilled = both_passes(model), both_passes(model, memory=1)
     assert list(inside) == list(spilled)
     for key, one in inside.items():
         np.testing.assert_array_equal(one.weight, spilled[key].weight)
@@ -192,7 +197,7 @@ def test_only_tensors_that_are_still_read_are_kept(name: str, memory: int) -> No
     graph, layers = Graph(model), layers_of(model)
     stages = plan_stages(graph, layers)
     with Walk(graph, stages, batches_of(model), settings(model, memory)) as walk:
-        live = walk._live
+        live = walk._store
         for number, stage in enumerate(stages):
             walk.advance(number, {}, layers)
             assert set(live._values) == {(batch, name) for batch in range(2) for name in stage.alive}
@@ -215,18 +220,17 @@ def test_a_chain_keeps_one_tensor_however_deep(depth: int) -> None:
     assert [len(stage.alive) for stage in stages] == [1] * depth
 
 
-def test_live_tensors_give_back_what_they_got() -> None:
-    live = LiveTensors(limit=64)
+def test_a_store_gives_back_what_it_got() -> None:
     values = {0: random(0, 4), 1: random(1, 100), 2: np.array(["text"], object), 3: random(3, 0)}
-    for batch, value in values.items():
-        live.put(batch, "t", value)
-    for batch, value in values.items():
-        np.testing.assert_array_equal(live.get(batch, "t"), value)
-    live.keep_only(frozenset({"other"}))
-    with pytest.raises(KeyError):
-        live.get(0, "t")
-    live.close()
-    assert live.held == 0
+    with TensorStore(limit=64) as store:
+        for key, value in values.items():
+            store.put(key, value)
+        for key, value in values.items():
+            np.testing.assert_array_equal(store.get(key), value)
+        store.drop(0)
+        with pytest.raises(KeyError):
+            store.get(0)
+    assert store.held == 0
 
 
 def test_stages_of_a_shared_weight_wait_for_its_last_user() -> None:
@@ -273,9 +277,9 @@ def test_old_models_walk_too(ir_version: int) -> None:
     model = build(nodes, {"x": (5, 4)}, ["y"], tensors, opset=8, ir_version=ir_version)
     seen = {}
     feeds = {"x": random(2, 5, 4)}
-    for layer, inputs, macs in dense_pass(Graph(model), layers_of(model), [feeds], 5, settings(model)):
-        seen[layer.name] = inputs.mean[0]
-        assert macs == 16
+    for dense in dense_pass(Graph(model), layers_of(model), [feeds], 5, settings(model)):
+        seen[dense.layer.name] = dense.inputs.mean[0]
+        assert dense.macs == 16
     np.testing.assert_allclose(seen["h"], feeds["x"].mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(seen["y"], (feeds["x"] @ tensors["w"]).mean(axis=0), atol=1e-6)
 
@@ -291,14 +295,14 @@ def test_both_passes_sample_the_same_positions() -> None:
     """With nothing pruned, the sequential pass sees exactly what the dense pass saw."""
     model = models.convnet()
     graph, layers, batches = Graph(model), layers_of(model), batches_of(model)
-    dense = {layer.name: inputs for layer, inputs, _ in dense_pass(graph, layers, batches, 5, settings(model, positions=4))}
+    dense = {d.layer.name: d.inputs for d in dense_pass(graph, layers, batches, 5, settings(model, positions=4))}
     seen: dict[str, Moments] = {}
 
     def keep(layer: Layer, weight: FloatArray, moments: Moments) -> RepairedLayer:
         seen[layer.name] = moments
         return RepairedLayer(weight, np.zeros(layer.rows), np.zeros(layer.rows))
 
-    sequential_pass(graph, layers, batches, 5, settings(model, positions=4), keep)
+    both_passes(model, keep, positions=4)
     for name, inputs in dense.items():
         assert inputs.count == (5 if name == "fc" else 20)
         np.testing.assert_array_equal(inputs.mean, seen[name].inputs.mean)
