@@ -166,12 +166,13 @@ def _score(job: Job, cache_dir: str | os.PathLike[str] | None, keep: Callable[[s
     batches, samples = job.batches(job.calibration), len(job.calibration)
     scored = {}
     for dense in dense_statistics(job.graph, job.layers, batches, samples, job.settings, cache, job.statistics_key):
-        layer, inputs = dense.layer, dense.inputs
+        layer = dense.layer
         keep(layer.name, dense.targets)
         weight = graphs.read_weight(job.graph, layer)
-        curve = score_layer(layer, weight, inputs, repair, pattern, job.saliency)
+        moments = Moments.dense(dense.inputs, weight)
+        curve = score_layer(layer, weight, moments, repair, pattern, job.saliency)
         mask = pattern(job.saliency(weight), round(probe * layer.size))
-        trial = repair(Pruned(weight, mask, Moments.dense(inputs, weight)))
+        trial = repair(Pruned(weight, mask, moments))
         scored[layer.name] = Scored(layer, replace(curve, probe=probe, damage=damage.of(layer, trial)), dense.macs)
     return [scored[layer.name] for layer in job.layers]
 

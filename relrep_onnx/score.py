@@ -15,19 +15,19 @@ from typing import Final
 import numpy as np
 
 from relrep_onnx.masks import Pattern, Saliency
-from relrep_onnx.moments import Covariance, Moments
+from relrep_onnx.moments import Moments
 from relrep_onnx.repair import Pruned, Repair, none
 from relrep_onnx.types import Array, FloatArray, Layer, ScoreCurve
 
 GRID: Final = (0.2, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 1.0)
-CHANNELS: Final = 128
+CHANNELS: Final = 64
 """A layer with more output channels is scored on so many, evenly spaced, and the sums scaled up: cost is channels * cols^2."""
 
 
 def score_layer(
     layer: Layer,
     weight: FloatArray,
-    inputs: Covariance,
+    moments: Moments,
     repair: Repair,
     pattern: Pattern,
     saliency: Saliency,
@@ -38,13 +38,12 @@ def score_layer(
     Args:
         layer: the layer.
         weight: its dense weight, float64[rows, cols].
-        inputs: the moments of its inputs in the dense network.
+        moments: of its inputs in the dense network, aiming at its dense outputs (`Moments.dense`).
         repair: the repair whose residual counts.
         pattern: the sparsity pattern.
         saliency: what the pattern ranks.
         grid: sparsities, ascending, in (0, 1].
     """
-    moments = Moments.dense(inputs, weight)
     scores = saliency(weight)
     shown = _spread(layer)
     part = moments.only(shown)

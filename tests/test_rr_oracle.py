@@ -52,7 +52,7 @@ def test_curves_are_what_pruning_does(kind: str, repair: str) -> None:
     batches: list[Feeds] = [one.feeds, {"x": 2 + random(9, *one.x.shape, dtype=one.x.dtype)}]
     inputs = moments_of(model, [layer], batches, 2)[layer.name]
     weight = read_weight(Graph(model), layer)
-    curve = score_layer(layer, weight, inputs, REPAIRS[repair], unstructured, unit_row_magnitude, GRID)
+    curve = score_layer(layer, weight, Moments.dense(inputs, weight), REPAIRS[repair], unstructured, unit_row_magnitude, GRID)
     left = model.graph.node[0].input[0] == "w"
     dense = [run(model, feeds, ["y"])["y"] for feeds in batches]
     moments = Moments.dense(inputs, weight)
@@ -70,7 +70,13 @@ def test_the_signal_is_the_variance_of_the_output() -> None:
     layer = only_layer(one.model)
     inputs = moments_of(one.model, [layer], [one.feeds], 2)[layer.name]
     curve = score_layer(
-        layer, read_weight(Graph(one.model), layer), inputs, REPAIRS["affine"], unstructured, unit_row_magnitude, GRID
+        layer,
+        read_weight(Graph(one.model), layer),
+        Moments.dense(inputs, read_weight(Graph(one.model), layer)),
+        REPAIRS["affine"],
+        unstructured,
+        unit_row_magnitude,
+        GRID,
     )
     y = models.rows_of(layer.shape, layer.op, run(one.model, one.feeds)["y"])
     assert curve.signal == pytest.approx(y.var(axis=0).sum(), rel=1e-4)
@@ -86,7 +92,7 @@ def test_a_shared_weight_counts_all_its_users(op: str) -> None:
     feeds = {"x": random(3, 40, 8)}
     inputs = moments_of(model, [layer], [feeds], 40)[layer.name]
     weight = read_weight(Graph(model), layer)
-    curve = score_layer(layer, weight, inputs, REPAIRS["affine"], unstructured, unit_row_magnitude, GRID)
+    curve = score_layer(layer, weight, Moments.dense(inputs, weight), REPAIRS["affine"], unstructured, unit_row_magnitude, GRID)
     dense = run(model, feeds, ["left", "right"])
     for i, sparsity in enumerate(GRID):
         mask = unstructured(unit_row_magnitude(weight), round(sparsity * layer.size))
@@ -115,7 +121,7 @@ def test_curves_of_a_trained_network(images: FloatArray, which: int) -> None:
     batches: list[Feeds] = [{"input": images[:32]}, {"input": images[32:]}]
     inputs = moments_of(model, [layer], batches, len(images))[layer.name]
     weight = read_weight(Graph(model), layer)
-    curve = score_layer(layer, weight, inputs, REPAIRS["affine"], unstructured, unit_row_magnitude, GRID)
+    curve = score_layer(layer, weight, Moments.dense(inputs, weight), REPAIRS["affine"], unstructured, unit_row_magnitude, GRID)
     output = layer.uses[0].output
     dense = [run(model, feeds, [output])[output] for feeds in batches]
     moments = Moments.dense(inputs, weight)

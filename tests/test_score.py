@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relrep_onnx.masks import magnitude, unit_row_magnitude, unstructured
-from relrep_onnx.moments import MomentStream
+from relrep_onnx.moments import Moments, MomentStream
 from relrep_onnx.repair import REPAIRS, Pruned
 from relrep_onnx.score import CHANNELS, GRID, score_layer
 from relrep_onnx.types import Contraction, FloatArray, Layer, ScoreCurve
@@ -32,7 +32,11 @@ def curve_of(seed: int, repair: str = "affine", n: int = 40) -> tuple[FloatArray
     x, weight = rows(seed, n), np.random.default_rng(seed + 1).normal(size=(6, 10))
     stream = MomentStream(2, 10)
     stream.add(x)
-    return x, weight, score_layer(LAYER, weight, stream.covariance(), REPAIRS[repair], unstructured, magnitude)
+    return (
+        x,
+        weight,
+        score_layer(LAYER, weight, Moments.dense(stream.covariance(), weight), REPAIRS[repair], unstructured, magnitude),
+    )
 
 
 @pytest.mark.parametrize("repair", list(REPAIRS))
@@ -75,7 +79,9 @@ def test_many_channels_are_scored_on_some(groups: int) -> None:
     stream = MomentStream(groups, 4)
     stream.add(np.repeat(x[:, :1], groups, axis=1))
     layer = Layer("a", "MatMul", "w", (400, 4), 400, 4, groups, Contraction(-1), ())
-    curve = score_layer(layer, weight, stream.covariance(), REPAIRS["bias"], unstructured, magnitude, (1.0,))
+    curve = score_layer(
+        layer, weight, Moments.dense(stream.covariance(), weight), REPAIRS["bias"], unstructured, magnitude, (1.0,)
+    )
     output = x[:, 0] @ weight[0]
     assert curve.raw[0] == pytest.approx(400 * (output**2).mean())
     assert curve.residual[0] == pytest.approx(400 * output.var())
@@ -87,7 +93,9 @@ def test_the_pattern_ranks_the_saliency() -> None:
     stream = MomentStream(2, 10)
     stream.add(x)
     weight[0] *= 1e-3
-    other = score_layer(LAYER, weight, stream.covariance(), REPAIRS["bias"], unstructured, unit_row_magnitude, (0.5,))
+    other = score_layer(
+        LAYER, weight, Moments.dense(stream.covariance(), weight), REPAIRS["bias"], unstructured, unit_row_magnitude, (0.5,)
+    )
     mask = unstructured(unit_row_magnitude(weight), 30)
     gap = outputs(x, weight) - outputs(x, weight * mask)
     assert other.raw.tolist() == pytest.approx([(gap**2).mean(axis=0).sum()])
