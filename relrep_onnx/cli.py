@@ -186,7 +186,7 @@ CALIBRATE_OPTIONS = _options(
     _setting("--seed", type=click.IntRange(0), help="Seed of all sampling."),
     RUN_OPTIONS,
     _setting(
-        "--max-memory", type=Bytes(), help="Memory for waiting activations of each network.  [default: a quarter of what is free]"
+        "--max-memory", type=Bytes(), help="Memory for waiting activations, disk beyond.  [default: a quarter of what is free]"
     ),
     click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Keeps the dense model's statistics."),
 )

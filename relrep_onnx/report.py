@@ -28,8 +28,11 @@ def render_result(result: Result) -> RenderableType:
         Text(verdict(result), style="bold"),
         "",
         _before_after(result),
+        "",
         _fidelity_table(result.fidelity),
+        "",
         _layer_table(result.layers, allocated=True),
+        "",
         *_skipped_and_notes(result.skipped, result.notes),
         Text(provenance_line(result)),
     )
@@ -39,6 +42,7 @@ def render_analysis(analysis: Analysis) -> RenderableType:
     """The RR table of `analyze`."""
     return Group(
         _layer_table(analysis.layers, allocated=False),
+        "",
         *_skipped_and_notes(analysis.skipped, analysis.notes),
         Text(provenance_line(analysis)),
     )
@@ -62,7 +66,7 @@ def render_inspection(inspection: Inspection) -> RenderableType:
         f"{clean(inspection.model)}: opset {inspection.opset}, IR {inspection.ir_version}, {_bytes(inspection.weight_bytes)} of "
         f"tensors; {len(layers)} prunable layers with {_count(total)} weights and {_count(known)} MACs per sample"
     )
-    return Group(Text(headline, style="bold"), "", table, *_skipped_and_notes(inspection.skipped, inspection.notes))
+    return Group(Text(headline, style="bold"), "", table, "", *_skipped_and_notes(inspection.skipped, inspection.notes))
 
 
 def verdict(result: Result) -> str:
@@ -173,7 +177,7 @@ def _skipped_and_notes(skipped: Iterable[Skipped], notes: Iterable[str]) -> list
         table = _table("left as it is", "op", "reason")
         for row in rows:
             table.add_row(*row)
-        parts.append(table)
+        parts.extend([table, ""])
     return parts + [Text(f"note: {clean(note)}") for note in notes]
 
 

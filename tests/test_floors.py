@@ -10,18 +10,18 @@ import pytest
 
 PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
-FLOORS: Final[dict[str, float]] = {
+FLOORS: Final[dict[str, int]] = {
     "types": 0,
     **dict.fromkeys(("moments", "masks", "patches", "graph", "runtime", "cache"), 1),
     **dict.fromkeys(("repair", "data", "calibrate", "verify", "inspection"), 2),
-    "config": 2.5,
-    **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 3),
-    "job": 3.5,
-    "pipeline": 4,
-    "estimate": 5,
-    "report": 5.5,
-    "__init__": 6,
-    "cli": 6.5,
+    "config": 3,
+    **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
+    "job": 5,
+    "pipeline": 6,
+    "estimate": 7,
+    "report": 8,
+    "__init__": 9,
+    "cli": 10,
 }
 """A folder is one room; its own modules must import each other in an order without a circle."""
 
