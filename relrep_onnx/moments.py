@@ -13,10 +13,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 
 from relrep_onnx.types import Array, FloatArray
+
+STRIP: Final = 256
 
 
 def row_dots(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -118,8 +121,9 @@ class _Sums:
         total = self.count + other.count
         share = self.count * other.count / total
         step_x, step_y = other.mean_x - self.mean_x, other.mean_y - self.mean_y
-        self.square_x += other.square_x
-        self.square_x += share * step_x[:, :, None] * step_x[:, None, :]
+        for start in range(0, step_x.shape[1], STRIP):  # in strips: a whole outer product would double the peak of a wide layer
+            part = slice(start, start + STRIP)
+            self.square_x[:, part] += other.square_x[:, part] + share * step_x[:, part, None] * step_x[:, None, :]
         self.square_y += other.square_y + share * step_y**2
         self.cross += other.cross + share * _cross(step_y[None], step_x[None])
         self.mean_x += step_x * (other.count / total)

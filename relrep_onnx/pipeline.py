@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from onnx import ModelProto
 
@@ -32,7 +32,8 @@ from relrep_onnx.statistics import dense_statistics
 from relrep_onnx.types import FloatArray, Layer, ModelError, Progress, RepairedLayer, ScoreCurve
 from relrep_onnx.verify import Fidelity, check_gates, compare_sessions, load_metric, run_metric
 
-PROBE_RANGE = (0.5, 0.9)
+PATTERN: Final = PATTERNS["unstructured"]
+PROBE_RANGE: Final = (0.5, 0.9)
 """Each layer's damage to the outputs is measured at the asked sparsity, inside this range."""
 
 
@@ -157,7 +158,7 @@ def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, co
 
 def _score(job: Job, cache_dir: str | os.PathLike[str] | None, keep: Callable[[str, FloatArray], None]) -> list[Scored]:
     """RR curve of every layer, and what pruning it alone to the asked sparsity does to the outputs; `keep` gets its targets."""
-    repair, pattern = REPAIRS[job.config.repair], PATTERNS["unstructured"]
+    repair = REPAIRS[job.config.repair]
     probe = min(max(job.config.sparsity, PROBE_RANGE[0]), PROBE_RANGE[1])
     # About one pass over as many samples as calibration has, for all trials together.
     few, _ = job.decision.split(max(4, len(job.calibration) // len(job.layers)))
@@ -170,8 +171,8 @@ def _score(job: Job, cache_dir: str | os.PathLike[str] | None, keep: Callable[[s
         keep(layer.name, dense.targets)
         weight = graphs.read_weight(job.graph, layer)
         moments = Moments.dense(dense.inputs, weight)
-        curve = score_layer(layer, weight, moments, repair, pattern, job.saliency)
-        mask = pattern(job.saliency(weight), round(probe * layer.size))
+        curve = score_layer(layer, weight, moments, repair, PATTERN, job.saliency)
+        mask = PATTERN(job.saliency(weight), round(probe * layer.size))
         trial = repair(Pruned(weight, mask, moments))
         scored[layer.name] = Scored(layer, replace(curve, probe=probe, damage=damage.of(layer, trial)), dense.macs)
     return [scored[layer.name] for layer in job.layers]
@@ -189,12 +190,12 @@ def _allocate(job: Job, scored: list[Scored]) -> dict[str, int]:
 
 def _repair(job: Job, zeros: dict[str, int], targets: TensorStore) -> dict[str, RepairedLayer]:
     """Masks and repairs, in graph order, every layer that gets new zeros; the others stay untouched."""
-    repair, pattern = REPAIRS[job.config.repair], PATTERNS["unstructured"]
+    repair = REPAIRS[job.config.repair]
     before = graphs.count_zeros(job.graph, job.layers)
     pruned = [layer for layer in job.layers if zeros[layer.name] > before[layer.name]]
 
     def one(layer: Layer, weight: FloatArray, moments: Moments) -> RepairedLayer:
-        return repair(Pruned(weight, pattern(job.saliency(weight), zeros[layer.name]), moments))
+        return repair(Pruned(weight, PATTERN(job.saliency(weight), zeros[layer.name]), moments))
 
     batches, samples = job.batches(job.calibration), len(job.calibration)
     return sequential_pass(job.graph, pruned, batches, samples, job.settings, lambda layer: targets.get(layer.name), one)

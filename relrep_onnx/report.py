@@ -29,7 +29,7 @@ def render_result(result: Result) -> RenderableType:
         "",
         _before_after(result),
         "",
-        _fidelity_table(result.fidelity),
+        render_fidelity(result.fidelity),
         "",
         _layer_table(result.layers, allocated=True),
         "",
@@ -48,11 +48,6 @@ def render_analysis(analysis: Analysis) -> RenderableType:
     )
 
 
-def render_fidelity(fidelity: Fidelity) -> RenderableType:
-    """The table of `compare`."""
-    return _fidelity_table(fidelity)
-
-
 def render_inspection(inspection: Inspection) -> RenderableType:
     """The tables of `inspect`."""
     layers = inspection.layers
@@ -61,10 +56,13 @@ def render_inspection(inspection: Inspection) -> RenderableType:
         macs = "needs --input-shape" if facts.macs is None else _count(facts.macs)
         table.add_row(_name(facts.layer.name), facts.layer.op, _count(facts.layer.size), _count(facts.zeros), macs)
     total = sum(facts.layer.size for facts in layers)
-    known = sum(facts.macs or 0 for facts in layers)
+    unknown = sum(facts.macs is None for facts in layers)
+    work = (
+        f"MACs of {unknown} layers unknown" if unknown else f"{_count(sum(facts.macs or 0 for facts in layers))} MACs per sample"
+    )
     headline = (
         f"{clean(inspection.model)}: opset {inspection.opset}, IR {inspection.ir_version}, {_bytes(inspection.weight_bytes)} of "
-        f"tensors; {len(layers)} prunable layers with {_count(total)} weights and {_count(known)} MACs per sample"
+        f"tensors; {len(layers)} prunable layers with {_count(total)} weights, {work}"
     )
     return Group(Text(headline, style="bold"), "", table, "", *_skipped_and_notes(inspection.skipped, inspection.notes))
 
@@ -141,7 +139,8 @@ def _before_after(result: Result) -> Table:
     return table
 
 
-def _fidelity_table(fidelity: Fidelity) -> Table:
+def render_fidelity(fidelity: Fidelity) -> Table:
+    """How far each output moved: all of `compare`, part of `optimize`."""
     table = _table("output", "relative L2", "cosine", "worst sample", "top-1 agreement", numbers=4)
     for o in fidelity.outputs:
         agreement = "-" if o.top1_agreement is None else f"{o.top1_agreement:.2%}"

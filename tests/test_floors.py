@@ -20,6 +20,7 @@ FLOORS: Final[dict[str, int]] = {
     "pipeline": 6,
     "estimate": 7,
     "report": 8,
+    "options": 8,
     "__init__": 9,
     "cli": 10,
 }

@@ -83,7 +83,11 @@ class ImageFormat:
 
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # a small file whose pixels would fill the memory
-            with Image.open(path) as image:
+            try:
+                opened = Image.open(path)
+            except Image.DecompressionBombError as error:
+                raise ValueError(str(error)) from error
+            with opened as image:
                 if image.mode.startswith(("I", "F")):  # conversion would clip
                     raise CalibrationError("it has more than 8 bits per channel; convert it to 8")
                 pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))

@@ -8,26 +8,37 @@ an entry is that feed; where the model fixes its batch, an entry is a batch.  Bo
 from __future__ import annotations
 
 import hashlib
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from relrep_onnx.data.images import Dim, ImageFormat, Preprocessing
 from relrep_onnx.types import Array, CalibrationError, ConfigError, RelRepError, TensorInfo
 
+# What the readers of numpy, zipfile, protobuf and Pillow raise on broken files, found by damaging files byte by byte.
+BROKEN: Final[tuple[type[Exception], ...]] = (
+    OSError, ValueError, EOFError, MemoryError, RuntimeError, SyntaxError, TypeError, LookupError, ImportError, Warning,
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, DecodeError,
+)  # fmt: skip
+
 
 @contextmanager
 def errors_naming(place: object) -> Iterator[None]:
-    """Errors name the place they come from; whatever else broken data raise becomes a CalibrationError."""
+    """Errors name the place they come from; what broken data raise becomes a CalibrationError."""
     try:
         yield
     except RelRepError as error:
         raise type(error)(f"{place}: {error}") from error
-    except Exception as error:
+    except BROKEN as error:
         fix = "pip install 'relrep-onnx[images]'" if isinstance(error, ImportError) else "replace it or leave it out"
         raise CalibrationError(f"{place}: cannot be read ({type(error).__name__}: {error}); {fix}") from error
 

@@ -44,11 +44,25 @@ def find_layers(graph: Graph, selection: Selection) -> tuple[list[Layer], list[S
     Raises:
         ConfigError: an exclude or operator pattern matches nothing.
     """
-    nodes = list(graph.model.graph.node)
-    excluded = _matching(selection.nodes_to_exclude, _known_names(graph, nodes), "nodes to exclude")
+    found, skipped = _weights(graph, selection)
+    layers: list[Layer] = []
+    for root, users in found.items():
+        problem = _sharing_problem(graph, root, users)
+        if problem is None:
+            layers.append(_layer(graph, root, users, {layer.name for layer in layers}))
+        else:
+            skipped.extend(Skipped(display_name(u.node), u.node.op_type, problem) for u in users)
+    layers, dependent = _independent(graph, layers)
+    return layers, [*skipped, *dependent, *_unreachable(graph, selection.min_size)]
+
+
+def _weights(graph: Graph, selection: Selection) -> tuple[dict[str, list[_Found]], list[Skipped]]:
+    """Nodes whose weights may be pruned, by stored tensor, and those whose may not."""
+    nodes = graph.model.graph.node
+    excluded = _matching(selection.nodes_to_exclude, {display_name(n) for n in nodes} | set(graph.tensors), "nodes to exclude")
     wanted = _matching(selection.op_types, {n.op_type for n in nodes} & set(OPERATORS), "operator types")
     found: dict[str, list[_Found]] = {}
-    skipped: list[Skipped] = []
+    skipped = []
     for node in nodes:
         try:
             one = _weight_of(graph, node)
@@ -64,20 +78,7 @@ def find_layers(graph: Graph, selection: Selection) -> tuple[list[Layer], list[S
             found.setdefault(one.constant.root, []).append(one)
         except NotPrunable as reason:
             skipped.append(Skipped(display_name(node), node.op_type, str(reason)))
-    layers = []
-    names: set[str] = set()
-    for root, users in found.items():
-        problem = _sharing_problem(graph, root, users)
-        if problem is not None:
-            skipped.extend(Skipped(display_name(u.node), u.node.op_type, problem) for u in users)
-            continue
-        layer = _layer(graph, root, users, names)
-        names.add(layer.name)
-        layers.append(layer)
-    layers, dependent = _independent(graph, layers)
-    skipped.extend(dependent)
-    skipped.extend(_unreachable(graph, selection.min_size))
-    return layers, skipped
+    return found, skipped
 
 
 def read_weight(graph: Graph, layer: Layer) -> FloatArray:
@@ -221,10 +222,6 @@ def _float_size(graph: Graph, name: str) -> int:
     if constant is None or graph.tensors[constant.root].data_type not in FLOATS:
         return 0
     return int(np.prod(graph.tensors[constant.root].dims, dtype=np.int64))
-
-
-def _known_names(graph: Graph, nodes: Sequence[NodeProto]) -> set[str]:
-    return {display_name(node) for node in nodes} | set(graph.tensors)
 
 
 def _matching(patterns: Sequence[str], names: set[str], what: str) -> set[str]:

@@ -1,0 +1,162 @@
+"""Options of the command line: their types, and the groups that commands share.
+
+Most options are fields of `Config`; `setting` gives them the field's name and default, so each is said once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from relrep_onnx.config import Config
+from relrep_onnx.repair import REPAIRS
+
+if TYPE_CHECKING:
+    Parameter = click.ParamType[Any]
+else:  # generic in newer releases of click only
+    Parameter = click.ParamType
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DEFAULTS = Config()
+
+
+class Numbers(Parameter):
+    """Comma-separated numbers; `count` fixes how many."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float], count: int | None = None, metavar: str = "N,N") -> None:
+        self.kind, self.count, self.name = kind, count, metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a tuple."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            numbers = tuple(self.kind(part) for part in str(value).split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a list of numbers such as {self.name}", param, ctx)
+        if self.count is not None and len(numbers) != self.count:
+            self.fail(f"{value!r} holds {len(numbers)} numbers, not {self.count}", param, ctx)
+        return numbers
+
+
+class NamedValue(Parameter):
+    """NAME and a value after the last separator."""
+
+    def __init__(self, separator: str, value: Parameter, metavar: str) -> None:
+        self.separator, self.value, self.name = separator, value, metavar
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a pair."""
+        if isinstance(value, tuple):
+            return value
+        name, found, text = str(value).rpartition(self.separator)
+        if not found or not name:
+            self.fail(f"{value!r} is not of the form {self.name}", param, ctx)
+        return name, self.value.convert(text, param, ctx)
+
+
+class Bytes(Parameter):
+    """A size such as 800M or 2G."""
+
+    name = "SIZE"
+    units: dict[str, int] = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}  # noqa: RUF012 - a constant
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to bytes."""
+        text = str(value).lower().removesuffix("b")
+        unit = self.units.get(text[-1:], 1)
+        try:
+            return int(float(text.rstrip("kmg")) * unit)
+        except ValueError:
+            self.fail(f"{value!r} is no size such as 800M or 2G", param, ctx)
+
+
+def _options(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def apply(command: Command) -> Command:
+        for decorator in reversed(decorators):
+            command = decorator(command)
+        return command
+
+    return apply
+
+
+def setting(flag: str, **kwargs: Any) -> Callable[[Command], Command]:
+    """An option for one field of `Config`, with the field's default."""
+    field = kwargs.pop("field", flag.removeprefix("--").replace("-", "_"))
+    default = None if kwargs.get("multiple") else getattr(DEFAULTS, field)
+    return click.option(flag, field, default=default, show_default=default is not None, **kwargs)
+
+
+RUN_OPTIONS = _options(
+    setting("--threads", type=click.IntRange(0), help="Threads of ONNX Runtime; 0 leaves the choice to it."),
+    setting(
+        "--providers", multiple=True, metavar="NAME", help="Execution provider, most wanted first; repeatable. Default: CPU."
+    ),
+    setting("--custom-op-library", metavar="FILE", help="Shared library with custom operators the model needs."),
+)
+DATA_OPTIONS = _options(
+    setting("--calib-key", metavar="KEY", help="Array to take from an .npz whose keys are not the input's name."),
+    setting("--image-size", type=Numbers(int, 2, "H,W"), help="Resize uint8 images to this height and width."),
+    setting("--mean", type=Numbers(float, metavar="M,M,M"), help="Subtracted from scaled uint8 images, per channel."),
+    setting("--std", type=Numbers(float, metavar="S,S,S"), help="Divides after the mean, per channel."),
+    setting("--scale", type=float, help="Multiplies uint8 pixels first.  [default: 1/255]"),
+    setting("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout the model wants.  [default: from its input's shape]"),
+    setting("--color", type=click.Choice(["rgb", "bgr"]), help="Channel order the model wants."),
+    setting("--batch-size", type=click.IntRange(1), help="Samples per run, where the model leaves it open."),
+    setting("--num-samples", type=click.IntRange(1), help="Use only the first so many samples."),
+)
+INPUT_SHAPE = setting(
+    "--input-shape",
+    multiple=True,
+    type=NamedValue(":", Numbers(int, metavar="1,3,224,224"), "NAME:1,3,224,224"),
+    help="Fixes the shape of an input where the model leaves it open (with data: for random only); repeatable.",
+)
+RANDOM_OPTIONS = _options(
+    INPUT_SHAPE,
+    setting("--random-range", type=Numbers(float, 2, "LO,HI"), help="Range of random integers, with --calib random."),
+)
+SELECT_OPTIONS = _options(
+    setting("--min-size", type=click.IntRange(0), help="Weights with fewer elements stay."),
+    setting(
+        "--nodes-to-exclude", multiple=True, metavar="NAME", help="Node or weight name, or a regular expression; repeatable."
+    ),
+    setting("--op-types", multiple=True, metavar="OP", help="Prune only these operator types; repeatable.  [default: all]"),
+)
+CALIBRATE_OPTIONS = _options(
+    click.option(
+        "--calib",
+        required=True,
+        metavar="DATA",
+        help="Unlabelled samples: .npz, .npy, a folder of these or of images, a folder of test_data_set_*, or the word random.",
+    ),
+    click.option("--holdout", metavar="DATA", help="Samples for verification.  [default: the last eighth of --calib]"),
+    DATA_OPTIONS,
+    RANDOM_OPTIONS,
+    setting("--positions", type=click.IntRange(1), help="Output positions sampled per sample and layer."),
+    setting("--seed", type=click.IntRange(0), help="Seed of all sampling."),
+    RUN_OPTIONS,
+    setting(
+        "--max-memory", type=Bytes(), help="Memory for waiting activations, disk beyond.  [default: a quarter of what is free]"
+    ),
+    click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Keeps the dense model's statistics."),
+)
+JSON_OPTION = click.option(
+    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the result here."
+)
+QUIET_OPTION = click.option("--quiet", is_flag=True, help="No progress, no report.")
+CONFIG_OPTION = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Settings from a JSON file; options on the command line win.",
+)
+METHOD_OPTIONS = _options(
+    setting("--sparsity", type=click.FloatRange(0, 1), help="Fraction of zeros among the prunable weights (or of their MACs)."),
+    setting("--repair", type=click.Choice(list(REPAIRS)), help="How survivors and biases are corrected."),
+)
+MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)
