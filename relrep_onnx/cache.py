@@ -44,7 +44,7 @@ class Cache:
     def put(self, key: str, arrays: Mapping[str, Array]) -> None:
         """Stores arrays; a full disk or a read-only folder leaves the cache as it was."""
         buffer = io.BytesIO()
-        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]  # newer stubs also see the flag allow_pickle in **arrays
         payload = buffer.getvalue()
         path = self._path(key)
         temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,11 +33,13 @@ from relrep_onnx.options import (
     RUN_OPTIONS,
     SELECT_OPTIONS,
     NamedValue,
+    OutputFile,
     setting,
 )
 from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.pipeline import optimize as run_optimize
+from relrep_onnx.pipeline import quiet as quiet_progress
 from relrep_onnx.results import Analysis, to_json
 from relrep_onnx.runtime import mobile_usability
 from relrep_onnx.types import ConfigError, RelRepError, Selection, VerificationError
@@ -107,7 +110,7 @@ def inspect(model: Path, mobile: bool, **_: Any) -> None:
 @SELECT_OPTIONS
 @METHOD_OPTIONS
 @JSON_OPTION
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="RR curves as a picture (.png, .svg, .pdf).")
+@click.option("--plot", type=OutputFile(), help="RR curves as a picture (.png, .svg, .pdf).")
 @CONFIG_OPTION
 @QUIET_OPTION
 def analyze(
@@ -158,7 +161,7 @@ def analyze(
 @click.option("--dry-run", is_flag=True, help="Estimate time and memory, write nothing.")
 @JSON_OPTION
 @CONFIG_OPTION
-@click.option("--save-config", type=click.Path(dir_okay=False, path_type=Path), help="Write the settings of this run as JSON.")
+@click.option("--save-config", type=OutputFile(), help="Write the settings of this run as JSON.")
 @QUIET_OPTION
 def optimize(
     model: Path,
@@ -178,6 +181,8 @@ def optimize(
     """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT."""
     config = _config(config_path)
     target = _target(model, output, output_option, in_place, dry_run)
+    if dry_run and json_path is not None:
+        raise ConfigError("--json cannot apply to --dry-run: there is no result to write")
     if save_config is not None:
         _write_text(save_config, config.to_json() + "\n")
     if dry_run:
@@ -252,9 +257,12 @@ def _write_json(result: Analysis | Fidelity, path: Path | None) -> None:
 
 
 def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.relrep-{os.getpid()}.tmp")
     try:
-        path.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
     except OSError as error:
+        temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 
@@ -263,7 +271,7 @@ def _progress(quiet: bool) -> Iterator[ProgressCallback]:
     """Bars on a terminal, one line per quarter otherwise, nothing when quiet; all on stderr."""
     console = Console(stderr=True)
     if quiet:
-        yield lambda phase, done, total: None
+        yield quiet_progress
     elif console.is_terminal:
         columns = (
             TextColumn("{task.description:>9}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from google.protobuf.message import EncodeError
 from onnx import ModelProto
 
 from relrep_onnx.graph import with_layer
@@ -23,9 +24,16 @@ class OutputDamage:
         self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches]
 
     def of(self, layer: Layer, repaired: RepairedLayer) -> float:
-        """Squared relative L2 error, summed over the outputs; NaN where no output is a float tensor."""
+        """Squared relative L2 error, summed over the outputs.
+
+        NaN where it cannot be measured: no output is a float tensor, or the model is over 2 GB.
+        """
         if not self._names:
             return math.nan
         trial = with_layer(self._model, layer, repaired)
-        session = Session(trial.SerializeToString(), self._runtime, what=f"the model with {layer.name!r} pruned")
+        try:
+            content = trial.SerializeToString()
+        except EncodeError:
+            return math.nan
+        session = Session(content, self._runtime, what=f"the model with {layer.name!r} pruned")
         return sum(output.relative_l2**2 for output in compare_outputs(self._names, self._dense, session).outputs)

@@ -44,7 +44,7 @@ def estimate(model: graphs.ModelSource, calib: Any, config: Config | None = None
     seconds = PASSES * (constant + slope * batches) + len(job.layers) * constant / 4
     live = peak * batches
     widest = max(layer.cols * layer.cols * layer.groups * 8 for layer in job.layers)
-    weights = sum(graphs.Graph(job.loaded.model).stored(name).nbytes for name in job.graph.tensors)
+    weights = sum(job.graph.stored(name).nbytes for name in job.graph.tensors)
     memory = min(live, job.settings.memory) + 3 * widest + 4 * weights
     return Estimate(len(job.layers), len(job.calibration), seconds, memory, live > job.settings.memory)
 

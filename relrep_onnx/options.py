@@ -5,9 +5,10 @@ Most options are fields of `Config`; `setting` gives them the field's name and d
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
@@ -60,19 +61,35 @@ class NamedValue(Parameter):
         return name, self.value.convert(text, param, ctx)
 
 
+class OutputFile(click.Path):
+    """A file to write, refused before the work begins where its folder is missing."""
+
+    def __init__(self) -> None:
+        super().__init__(dir_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a path."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if not path.parent.is_dir():
+            self.fail(f"cannot write {str(path)!r}: its folder does not exist", param, ctx)
+        return path
+
+
+UNITS: Final = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
 class Bytes(Parameter):
     """A size such as 800M or 2G."""
 
     name = "SIZE"
-    units: dict[str, int] = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}  # noqa: RUF012 - a constant
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text to bytes."""
         text = str(value).lower().removesuffix("b")
-        unit = self.units.get(text[-1:], 1)
+        unit = UNITS.get(text[-1:], 1)
         try:
             return int(float(text.rstrip("kmg")) * unit)
-        except ValueError:
+        except (ValueError, OverflowError):
             self.fail(f"{value!r} is no size such as 800M or 2G", param, ctx)
 
 
@@ -145,9 +162,7 @@ CALIBRATE_OPTIONS = _options(
     ),
     click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Keeps the dense model's statistics."),
 )
-JSON_OPTION = click.option(
-    "--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Also write the result here."
-)
+JSON_OPTION = click.option("--json", "json_path", type=OutputFile(), help="Also write the result here.")
 QUIET_OPTION = click.option("--quiet", is_flag=True, help="No progress, no report.")
 CONFIG_OPTION = click.option(
     "--config",

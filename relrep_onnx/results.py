@@ -116,8 +116,6 @@ def to_json(value: Analysis | Fidelity) -> str:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, ModelProto):
-        return None
     if isinstance(value, LayerReport):
         return {
             **_fields(value),
@@ -145,8 +143,6 @@ def _plain(value: Any) -> Any:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {
-        f.name: _plain(getattr(value, f.name))
-        for f in dataclasses.fields(value)
-        if f.name != "model" or isinstance(value, Provenance)
-    }
+    """The fields of a dataclass; the model itself does not belong into JSON."""
+    values = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return {name: _plain(item) for name, item in values.items() if not isinstance(item, ModelProto)}

@@ -10,7 +10,7 @@ from relrep_onnx.cache import Cache
 from relrep_onnx.calibrate import DenseLayer, WalkSettings, dense_pass
 from relrep_onnx.graph import Graph
 from relrep_onnx.moments import Covariance
-from relrep_onnx.types import Array, Feeds, Layer
+from relrep_onnx.types import Array, CalibrationError, Feeds, Layer
 
 
 def dense_statistics(
@@ -32,14 +32,19 @@ def dense_statistics(
         settings: how to walk.
         cache: where entries are kept, if anywhere.
         key: names model, data and settings.
+
+    Raises:
+        CalibrationError: the data do not fit, or a cache entry disappears while it is used.
     """
     keys = {layer.name: f"{key} {layer}" for layer in layers}
-    if cache is not None:
-        entries = {name: cache.get(entry) for name, entry in keys.items()}
-        if all(entries.values()):
-            for layer in layers:
-                yield _unpack(layer, entries[layer.name] or {})
-            return
+    # Entries are read twice, so that one layer's moments are in memory at a time.
+    if cache is not None and all(cache.get(entry) is not None for entry in keys.values()):
+        for layer in layers:
+            found = cache.get(keys[layer.name])
+            if found is None:
+                raise CalibrationError(f"the cache entry of layer {layer.name!r} changed while it was read; run again")
+            yield _unpack(layer, found)
+        return
     for dense in dense_pass(graph, layers, batches, samples, settings):
         if cache is not None:
             cache.put(keys[dense.layer.name], _pack(dense))

@@ -128,14 +128,14 @@ def load_metric(reference: str) -> Metric:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        metric = getattr(importlib.import_module(module), function)
+        metric: Metric = getattr(importlib.import_module(module), function)
     except ImportError as error:
         raise ConfigError(f"--eval: cannot import {module!r}: {error}") from error
     except AttributeError as error:
         raise ConfigError(f"--eval: module {module!r} has no {function!r}") from error
     if not callable(metric):
         raise ConfigError(f"--eval: {reference!r} is no function")
-    return metric  # type: ignore[no-any-return]
+    return metric
 
 
 def run_metric(metric: Metric, session: Session) -> float:

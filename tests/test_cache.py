@@ -22,7 +22,7 @@ ENTRY: dict[str, Array] = {
 }
 
 
-def same(given: dict[str, Array] | None, expected: dict[str, Array]) -> None:
+def assert_same(given: dict[str, Array] | None, expected: dict[str, Array]) -> None:
     assert given is not None
     assert given.keys() == expected.keys()
     for name, array in expected.items():
@@ -37,7 +37,7 @@ def files(folder: Path) -> list[Path]:
 def test_round_trip(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     Cache(folder).put("key", ENTRY)
-    same(Cache(folder).get("key"), ENTRY)
+    assert_same(Cache(folder).get("key"), ENTRY)
     assert len(files(folder)) == 1
 
 
@@ -49,7 +49,7 @@ def test_a_later_entry_replaces_the_former(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     cache.put("key", ENTRY)
     cache.put("key", {"mean": np.ones(2)})
-    same(cache.get("key"), {"mean": np.ones(2)})
+    assert_same(cache.get("key"), {"mean": np.ones(2)})
     assert len(files(tmp_path)) == 1
 
 
@@ -59,7 +59,7 @@ def test_different_keys_never_meet(tmp_path: Path) -> None:
     for number, key in enumerate(keys):
         cache.put(key, {"number": np.array(number)})
     for number, key in enumerate(keys):
-        same(cache.get(key), {"number": np.array(number)})
+        assert_same(cache.get(key), {"number": np.array(number)})
     assert len(files(tmp_path)) == len(keys)
     assert all(file.parent == tmp_path for file in files(tmp_path))
 
@@ -80,7 +80,7 @@ def test_damaged_entries_are_not_there(tmp_path: Path) -> None:
     path.write_bytes(whole + b"\0")
     assert cache.get("key") is None
     path.write_bytes(whole)
-    same(cache.get("key"), ENTRY)
+    assert_same(cache.get("key"), ENTRY)
 
 
 def pickled() -> bytes:
@@ -103,7 +103,7 @@ def test_a_damaged_entry_can_be_written_again(tmp_path: Path) -> None:
     cache.put("key", ENTRY)
     files(tmp_path)[0].write_bytes(b"")
     cache.put("key", ENTRY)
-    same(cache.get("key"), ENTRY)
+    assert_same(cache.get("key"), ENTRY)
 
 
 def test_many_writers_of_one_key(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_many_writers_of_one_key(tmp_path: Path) -> None:
         seen = list(pool.map(write, range(64)))
     for entry in seen:
         assert entry is not None
-        same(entry, {"number": np.full(2000, entry["number"][0])})
+        assert_same(entry, {"number": np.full(2000, entry["number"][0])})
     assert len(files(tmp_path)) == 1
 
 
@@ -141,7 +141,7 @@ def test_a_failed_write_leaves_the_cache_as_it_was(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(Path, "replace", full)
     cache.put("key", {"mean": np.ones(2)})
-    same(cache.get("key"), ENTRY)
+    assert_same(cache.get("key"), ENTRY)
     assert len(files(tmp_path)) == 1
 
 

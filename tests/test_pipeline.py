@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import relrep_onnx.statistics as statistics
@@ -27,8 +28,8 @@ from samples.metric import top1
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 FASHION = SAMPLES / "fashion.onnx"
-PREPROCESSING = {"mean": (0.286,), "std": (0.353,)}
-FAST = Config(sparsity=0.8, num_samples=128, **PREPROCESSING)  # type: ignore[arg-type]
+NORMALIZED = Config(mean=(0.286,), std=(0.353,))
+FAST = dataclasses.replace(NORMALIZED, num_samples=128)
 
 
 def small_net(seed: int = 0) -> ModelProto:
@@ -82,7 +83,7 @@ def weights(model: ModelProto) -> dict[str, Array]:
 
 def test_sample_keeps_its_accuracy_at_80_percent(tmp_path: Path) -> None:
     target = tmp_path / "sparse.onnx"
-    result = optimize(FASHION, target, SAMPLES / "fashion_calib.npz", Config(**PREPROCESSING))  # type: ignore[arg-type]
+    result = optimize(FASHION, target, SAMPLES / "fashion_calib.npz", NORMALIZED)
     total = sum(report.layer.size for report in result.layers)
     assert sum(report.zeros for report in result.layers) == round(0.8 * total)
     onnx.checker.check_model(target, full_check=True)
@@ -393,3 +394,14 @@ def test_fp16_weights_stay_fp16() -> None:
     layers, _ = find_layers(Graph(result.model), Selection(min_size=64))
     zeros = sum(int((read_weight(Graph(result.model), layer) == 0).sum()) for layer in layers)
     assert zeros == round(0.7 * sum(layer.size for layer in layers))
+
+
+def test_a_model_too_large_for_one_message_has_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Huge:
+        def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+            raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr("relrep_onnx.damage.with_layer", lambda *_: Huge())
+    result = optimize(small_net(), None, inputs(), SMALL)
+    assert all(np.isnan(report.curve.damage) for report in result.layers)
+    assert result.sparsity == pytest.approx(0.7, abs=1e-3)
