@@ -30,18 +30,21 @@ Path = Callable[[float], FloatArray]
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One layer as an allocator sees it; `cost` is what one of its weights counts in the budget's unit."""
+    """One layer as an allocator sees it.
+
+    `weight` holds magnitudes, and both it and `saliency` what a weight matters as part of its block of the pattern.  `cost` is what
+    one weight counts in the budget's unit, `zeros` how many are zero already, `limit` the most the pattern allows, and `step` how
+    many zeros come at a time.
+    """
 
     layer: Layer
     weight: FloatArray
     saliency: FloatArray
     curve: ScoreCurve
     cost: float
-
-    @property
-    def zeros(self) -> int:
-        """Weights that are zero already."""
-        return int(self.weight.size - np.count_nonzero(self.weight))
+    zeros: int
+    limit: int
+    step: int = 1
 
 
 Allocator = Callable[[Sequence[Candidate], Budget], Path]
@@ -109,38 +112,77 @@ def rr_curve(candidates: Sequence[Candidate], budget: Budget) -> Path:
     return path
 
 
+def whole_layers(allocator: Allocator) -> Allocator:
+    """Layers one after the other, each to its limit, those first that the allocator prunes most at this budget.
+
+    For patterns that a layer follows whole or not at all; one layer at most is left in between.
+    """
+
+    def whole(candidates: Sequence[Candidate], budget: Budget) -> Path:
+        costs = np.array([c.cost * c.layer.size for c in candidates])
+        most = np.array([c.limit / c.layer.size for c in candidates])
+        inner = allocator(candidates, budget)
+        level = _bisect(lambda t: float(costs @ inner(t)), budget.sparsity * float(costs.sum()))[1]
+        order = np.argsort(-inner(level) / most, kind="stable")
+        parts = (costs * most)[order]
+        ends = np.cumsum(parts)
+
+        def path(level: float) -> FloatArray:
+            share = np.clip((level * ends[-1] - ends) / np.where(parts > 0, parts, 1.0) + 1, 0.0, 1.0)
+            result = np.empty(len(candidates))
+            result[order] = share * most[order]
+            return result
+
+        return path
+
+    return whole
+
+
+def _bisect(rising: Callable[[float], float], goal: float) -> tuple[float, float]:
+    """Neighbouring levels in [0, 1], the first below the goal, the second not."""
+    below, above = 0.0, 1.0
+    for _ in range(60):
+        middle = (below + above) / 2
+        if rising(middle) < goal:
+            below = middle
+        else:
+            above = middle
+    return below, above
+
+
 def settle(path: Path, candidates: Sequence[Candidate], budget: Budget) -> dict[str, int]:
     """The zeros per layer at the level of the path that meets the budget, exactly; see `allocate`."""
     sizes = np.array([c.layer.size for c in candidates])
     costs = np.array([c.cost for c in candidates])
+    steps = np.array([c.step for c in candidates])
     low, high, goal = _limits(candidates, budget, sizes, costs)
 
     def zeros(level: float) -> FloatArray:
-        return np.asarray(np.clip(np.rint(path(level) * sizes), low, high), np.int64)
+        return np.asarray(np.clip(np.rint(path(level) * sizes / steps) * steps, low, high), np.int64)
 
-    below, above = 0.0, 1.0
-    for _ in range(60):
-        middle = (below + above) / 2
-        if costs @ zeros(middle) < goal:
-            below = middle
-        else:
-            above = middle
+    below, above = _bisect(lambda level: float(costs @ zeros(level)), goal)
     # Several layers may gain a weight at the same level: take as many of them as the goal needs, in an order that never changes,
     # so that a higher goal never takes a zero away.
-    counts = _approach(zeros(below), zeros(below), zeros(above), costs, goal, math.floor)
+    counts = _approach(zeros(below), zeros(below), zeros(above), costs, steps, goal, math.floor)
     # Where costs differ, single weights close what is left: from below, or from above where the cheap layers are full.
-    ways = [_approach(counts, low, high, costs, goal, whole) for whole in (math.floor, math.ceil)]
+    ways = [_approach(counts, low, high, costs, steps, goal, whole) for whole in (math.floor, math.ceil)]
     counts = min(ways, key=lambda way: abs(goal - float(costs @ way)))
     return dict(zip((c.layer.name for c in candidates), counts.tolist(), strict=True))
 
 
 def _approach(
-    counts: FloatArray, low: FloatArray, high: FloatArray, costs: FloatArray, goal: float, whole: Callable[[float], int]
+    counts: FloatArray,
+    low: FloatArray,
+    high: FloatArray,
+    costs: FloatArray,
+    steps: FloatArray,
+    goal: float,
+    whole: Callable[[float], int],
 ) -> FloatArray:
-    """Adds or takes weights within bounds, dearest layers first, so that the summed cost comes close to the goal."""
+    """Adds or takes whole steps within bounds, dearest layers first, so that the summed cost comes close to the goal."""
     counts = counts.copy()
     for i in np.argsort(-costs, kind="stable"):
-        missing = whole((goal - float(costs @ counts)) / costs[i])
+        missing = whole((goal - float(costs @ counts)) / (costs[i] * steps[i])) * steps[i]
         counts[i] = np.clip(counts[i] + missing, low[i], high[i])
     return counts
 
@@ -156,14 +198,15 @@ def _limits(
     present = np.array([c.zeros for c in candidates])
     low = sizes * [budget.layers.get(name, budget.floor) for name in names]
     # Zeros that are there already count; where they exceed the goal there is nothing left to prune.
-    high = np.maximum(sizes * [budget.layers.get(name, budget.ceiling) for name in names], present)
+    limit = np.array([c.limit for c in candidates])
+    high = np.maximum(np.minimum(sizes * [budget.layers.get(name, budget.ceiling) for name in names], limit), present)
     total = float(costs @ sizes)
     goal = budget.sparsity * total
     least, most = float(costs @ low), float(costs @ high)
     slack = 1e-9 * total  # rounding, and the digits the message leaves out
     if not least - slack <= goal <= most + slack:
         raise BudgetError(
-            f"a sparsity of {budget.sparsity:g} of the {budget.unit} is not possible with these layer bounds: "
+            f"a sparsity of {budget.sparsity:g} of the {budget.unit} is not possible with these layer bounds and this pattern: "
             f"they allow {least / total:.10g} to {most / total:.10g}"
         )
     goal = float(round(goal)) if budget.unit == "weights" else goal
@@ -225,6 +268,9 @@ def _convex_hull(curve: ScoreCurve) -> tuple[FloatArray, FloatArray]:
     s_values, y_values = zip(*points, strict=True)
     return np.array(s_values), np.array(y_values)
 
+
+AUTO: Final = "auto"
+"""In place of an allocator's name: try all that are worth it (`search.py`)."""
 
 ALLOCATORS: Final[Mapping[str, Allocator]] = {
     "uniform": uniform,

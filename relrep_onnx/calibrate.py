@@ -14,16 +14,16 @@ import os
 import tempfile
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 import numpy as np
 
-from relrep_onnx.graph import Graph, Stage, plan_stages, read_weight, stage_model, write_layer
+from relrep_onnx.graph import Graph, Stage, branch_scale, plan_stages, read_weight, stage_model, write_layer
 from relrep_onnx.moments import Covariance, Moments, MomentStream
-from relrep_onnx.patches import choose_positions, design_rows, macs
+from relrep_onnx.patches import choose_positions, design_rows, macs, output_rows
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, CalibrationError, Feeds, FloatArray, Layer, Progress, RepairedLayer
 
@@ -45,6 +45,19 @@ class WalkSettings:
     observe: Callable[[int], None] = lambda live: None  # told the bytes of live tensors, often
 
 
+@dataclass(frozen=True, eq=False)
+class Feeding:
+    """The batches a network walks with: the first `fitted` calibrate, the others are held out.
+
+    `samples` and `total` count the samples and batches of a whole pass, which these batches may only begin.
+    """
+
+    batches: Iterable[Feeds]
+    fitted: int
+    samples: int
+    total: int
+
+
 class TensorStore:
     """Arrays by key; past `limit` bytes they wait on disk.  Holds sequences too, in memory only."""
 
@@ -59,6 +72,10 @@ class TensorStore:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forgets everything."""
         for key in list(self._values):
             self.drop(key)
         if self._folder is not None:
@@ -80,6 +97,10 @@ class TensorStore:
         """Gives one tensor back."""
         value = self._values[key]
         return np.load(value, allow_pickle=False) if isinstance(value, Path) else value
+
+    def find(self, key: Hashable) -> Array | None:
+        """One tensor, or None where there is none under this key."""
+        return self.get(key) if key in self._values else None
 
     def drop(self, key: Hashable) -> None:
         """Forgets one tensor."""
@@ -110,7 +131,7 @@ class Walk:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._store.__exit__(kind, error, trace)
+        self._store.close()
 
     @property
     def batches(self) -> int:
@@ -152,91 +173,149 @@ class Walk:
 
 
 @dataclass(frozen=True, eq=False)
-class DenseLayer:
-    """What the dense network shows of one layer.
+class Targets:
+    """What the dense network gives at the sampled positions, visit by visit, in the order in which any pass samples.
 
-    `targets` float32[sampled positions, rows] are its outputs without bias, in the order in which any pass samples;
-    `macs` are per sample.
+    `outputs` float32[positions, rows] are a layer's outputs without bias; `shortcut` of the same shape, where the layer ends a
+    residual branch, is what the sum's other operand is there, in units of the layer's output.  `ends` int64[visits] are where each
+    visit's positions end.
     """
+
+    outputs: FloatArray
+    shortcut: FloatArray | None
+    ends: Array
+
+    def visit(self, number: int) -> slice:
+        """The positions of one visit."""
+        return slice(int(self.ends[number - 1]) if number else 0, int(self.ends[number]))
+
+
+@dataclass(frozen=True, eq=False)
+class DenseLayer:
+    """What the dense network shows of one layer: moments of its inputs on the calibration samples; MACs per sample."""
 
     layer: Layer
     inputs: Covariance
-    targets: FloatArray
+    targets: Targets
     macs: int
 
 
-def dense_pass(
-    graph: Graph, layers: Sequence[Layer], batches: Iterable[Feeds], samples: int, settings: WalkSettings
-) -> Iterator[DenseLayer]:
+def dense_pass(graph: Graph, layers: Sequence[Layer], feeds: Feeding, settings: WalkSettings) -> Iterator[DenseLayer]:
     """Walks the dense network, and yields what it shows of each layer."""
     stages = plan_stages(graph, layers)
-    with Walk(graph, stages, batches, settings) as walk:
+    with Walk(graph, stages, feeds.batches, settings) as walk:
         for number, stage in enumerate(stages):
             settings.progress("calibrate", number, len(stages))
             walk.advance(number, {}, layers)
             for layer in stage.layers:
                 stream = MomentStream(layer.groups, layer.cols)
                 weight = read_weight(graph, layer).reshape(layer.groups, -1, layer.cols).swapaxes(1, 2)
-                targets, work = [], 0
-                for positions, x in _visits(layer, walk, samples, settings):
-                    rows = _finite(layer, design_rows(layer, x, positions))
-                    stream.add(rows)
+                outputs, shortcuts, work = [], [], 0
+                for visit in _visits(graph, layer, walk, feeds, settings):
+                    rows = visit.rows()
+                    if visit.batch < feeds.fitted:
+                        stream.add(rows)
                     y = rows.swapaxes(0, 1).astype(np.float64) @ weight  # [groups, n, rows / groups]
-                    targets.append(y.swapaxes(0, 1).reshape(len(rows), -1).astype(np.float32))
-                    work += macs(layer, x.shape)
-                yield DenseLayer(layer, stream.covariance(), np.concatenate(targets), round(work / samples))
+                    outputs.append(y.swapaxes(0, 1).reshape(len(rows), -1).astype(np.float32))
+                    shortcuts.append(visit.shortcut())
+                    work += macs(layer, visit.x.shape)
+                present = [part for part in shortcuts if part is not None]
+                targets = Targets(
+                    outputs=np.concatenate(outputs),
+                    shortcut=np.concatenate(present) if len(present) == len(outputs) else None,
+                    ends=np.cumsum([len(part) for part in outputs]),
+                )
+                yield DenseLayer(layer, stream.covariance(), targets, round(work / feeds.samples))
         settings.progress("calibrate", len(stages), len(stages))
 
 
 def sequential_pass(
     graph: Graph,
     layers: Sequence[Layer],
-    batches: Iterable[Feeds],
-    samples: int,
+    feeds: Feeding,
     settings: WalkSettings,
-    targets: Callable[[Layer], FloatArray],
-    repair: Callable[[Layer, FloatArray, Moments], RepairedLayer],
+    targets: Callable[[Layer], Targets | None],
+    repair: Callable[[Layer, FloatArray, Moments, Moments | None], RepairedLayer],
+    *,
+    sums: bool = False,
 ) -> dict[str, RepairedLayer]:
-    """Repairs the layers in order: each sees the inputs of the already repaired network and aims at the dense outputs.
+    """Repairs layers in order: each sees the inputs of the already repaired network and aims at the dense outputs.
 
     Args:
         graph: the dense model.
-        layers: those to repair.
-        batches: the feeds the dense pass had.
-        samples: how many samples they hold.
+        layers: those of the dense pass.
+        feeds: what the dense pass had, or its first batches.
         settings: how to walk, as in the dense pass.
-        targets: what the dense pass gave for a layer.
-        repair: (layer, dense weight, moments) -> what the sparse network gets.
+        targets: what the dense pass gave for a layer; None where the layer stays as it is.
+        repair: (layer, dense weight, moments, moments of the held-out batches if there are any) -> what the sparse network gets.
+        sums: aim at the dense sum where a layer ends a residual branch, instead of at its own dense output.
     """
     stages = plan_stages(graph, layers)
     repaired: dict[str, RepairedLayer] = {}
-    with Walk(graph, stages, batches, settings) as walk:
+    with Walk(graph, stages, feeds.batches, settings) as walk:
         for number, stage in enumerate(stages):
             settings.progress("repair", number, len(stages))
             walk.advance(number, repaired, layers)
             for layer in stage.layers:
-                stream = MomentStream(layer.groups, layer.cols, layer.rows)
-                y, done = targets(layer), 0
-                for positions, x in _visits(layer, walk, samples, settings):
-                    rows = _finite(layer, design_rows(layer, x, positions))
-                    stream.add(rows, y[done : done + len(rows)])
-                    done += len(rows)
-                repaired[layer.name] = repair(layer, read_weight(graph, layer), stream.moments())
+                aims = targets(layer)
+                if aims is None:
+                    continue
+                fit, held_out = (MomentStream(layer.groups, layer.cols, layer.rows) for _ in range(2))
+                outputs = MomentStream(1, 1, layer.rows)
+                for visit in _visits(graph, layer, walk, feeds, settings):
+                    rows, here = visit.rows(), aims.visit(visit.number)
+                    y = aims.outputs[here]
+                    if visit.batch < feeds.fitted:
+                        outputs.add(np.zeros((len(y), 1, 1)), y)
+                    now = visit.shortcut() if sums else None
+                    if now is not None and aims.shortcut is not None:
+                        y = _finite(layer, y + (aims.shortcut[here] - now))
+                    (fit if visit.batch < feeds.fitted else held_out).add(rows, y)
+                moments = replace(fit.moments(), output_variance=outputs.moments().target_variance)
+                unseen = held_out.moments() if held_out.count else None
+                repaired[layer.name] = repair(layer, read_weight(graph, layer), moments, unseen)
         settings.progress("repair", len(stages), len(stages))
     return repaired
 
 
-def _visits(layer: Layer, walk: Walk, samples: int, settings: WalkSettings) -> Iterator[tuple[Array | None, FloatArray]]:
-    """Every input the layer's users get, and the positions sampled from it."""
+@dataclass(frozen=True, eq=False)
+class _Visit:
+    """One input that a layer's user gets in one batch, the positions sampled from it, and what the user's sum adds there."""
+
+    layer: Layer
+    number: int
+    batch: int
+    x: FloatArray
+    other: FloatArray | None
+    positions: Array | None
+    scale: FloatArray | None
+
+    def rows(self) -> FloatArray:
+        """The layer's inputs: [positions, groups, cols]."""
+        return _finite(self.layer, design_rows(self.layer, self.x, self.positions))
+
+    def shortcut(self) -> FloatArray | None:
+        """What the sum adds, in units of the layer's output: float32[positions, rows]; None without, or where it broadcasts."""
+        if self.other is None or self.scale is None:
+            return None
+        values = output_rows(self.layer, self.other, self.x.shape, self.positions)
+        return None if values is None else (values / self.scale).astype(np.float32)
+
+
+def _visits(graph: Graph, layer: Layer, walk: Walk, feeds: Feeding, settings: WalkSettings) -> Iterator[_Visit]:
+    """Every input the layer's users get, in an order that all passes share."""
     limit = settings.positions
     if layer.cols > WIDE:
-        limit = min(limit or WIDE_ROWS, max(1, WIDE_ROWS // samples))
-    for use in layer.uses:
+        limit = min(limit or WIDE_ROWS, max(1, WIDE_ROWS // feeds.samples))
+    scale = None if layer.shortcut is None else branch_scale(graph, layer)
+    for i, use in enumerate(layer.uses):
         for batch in range(walk.batches):
             x = walk.activation(batch, use.activation)
+            other = None if layer.shortcut is None else walk.activation(batch, layer.shortcut)
             # The same positions in every pass over the same layer, however the passes are organised.
             rng = np.random.default_rng([settings.seed, zlib.crc32(use.output.encode()), batch])
-            yield choose_positions(layer, x.shape, limit, rng), x
+            positions = choose_positions(layer, x.shape, limit, rng)
+            yield _Visit(layer, i * feeds.total + batch, batch, x, other, positions, scale)
 
 
 def _finite(layer: Layer, rows: FloatArray) -> FloatArray:

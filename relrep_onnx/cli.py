@@ -16,10 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 import relrep_onnx
 from relrep_onnx import report
-from relrep_onnx.allocate import ALLOCATORS
+from relrep_onnx.allocate import ALLOCATORS, AUTO
 from relrep_onnx.config import Config
 from relrep_onnx.estimate import estimate
 from relrep_onnx.inspection import inspect as inspect_model
+from relrep_onnx.job import quiet as quiet_progress
 from relrep_onnx.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -39,7 +40,6 @@ from relrep_onnx.options import (
 from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.pipeline import optimize as run_optimize
-from relrep_onnx.pipeline import quiet as quiet_progress
 from relrep_onnx.results import Analysis, to_json
 from relrep_onnx.runtime import mobile_usability
 from relrep_onnx.types import ConfigError, RelRepError, Selection, VerificationError
@@ -143,7 +143,19 @@ def analyze(
 @SELECT_OPTIONS
 @METHOD_OPTIONS
 @setting("--budget", type=click.Choice(["weights", "macs"]), help="What --sparsity counts.")
-@setting("--allocate", type=click.Choice(list(ALLOCATORS)), help="How the budget is spread over the layers.")
+@setting(
+    "--pattern",
+    metavar="PATTERN",
+    help="unstructured, N:M along input channels (2:4), or blocks RxC of output by input channels.",
+)
+@setting(
+    "--max-drop",
+    metavar="DROP",
+    help="Find the largest sparsity that drops less: 0.1 (relative L2 of the outputs), top1:5%, or eval:0.01 with --eval.",
+)
+@setting(
+    "--allocate", type=click.Choice([AUTO, *ALLOCATORS]), help="How the budget is spread over the layers; auto tries several."
+)
 @setting("--min-layer-sparsity", type=click.FloatRange(0, 1), help="Every layer gets at least this.")
 @setting("--max-layer-sparsity", type=click.FloatRange(0, 1), help="No layer gets more than this.")
 @setting(

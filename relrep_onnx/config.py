@@ -10,25 +10,30 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from relrep_onnx.data import DataOptions, Preprocessing
+from relrep_onnx.masks import pattern_named
 from relrep_onnx.runtime import RuntimeOptions
 from relrep_onnx.types import Budget, ConfigError, Selection, Unit
-from relrep_onnx.verify import Gates
+from relrep_onnx.verify import Gates, Limit
+
+DEFAULT_SPARSITY: Final = 0.8
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of `analyze` and `optimize`; `relrep-onnx optimize --help` says what each does."""
 
-    sparsity: float = 0.8
+    sparsity: float | None = None
+    max_drop: str | None = None
+    pattern: str = "unstructured"
     budget: Unit = "weights"
     min_layer_sparsity: float = 0.0
     max_layer_sparsity: float = 1.0
     layer_sparsity: Mapping[str, float] = field(default_factory=dict)
-    allocate: str = "rr-curve"
-    repair: str = "variance"
+    allocate: str = "auto"
+    repair: str = "reconstruct"
 
     min_size: int = 1024
     nodes_to_exclude: tuple[str, ...] = ()
@@ -72,12 +77,23 @@ class Config:
                 raise ConfigError(f"{name} is {value}; it must be a number" + f" between {low:g} and {high:g}" * (low == 0))
         if self.min_metric is not None and self.eval is None:
             raise ConfigError("min_metric needs eval, the metric it is about")
+        if self.max_drop is not None:
+            if self.sparsity is not None:
+                raise ConfigError("max_drop looks for the sparsity itself; leave sparsity out")
+            if Limit.parse(self.max_drop).kind == "eval" and self.eval is None:
+                raise ConfigError("max_drop 'eval:...' needs eval, the metric it is about")
+        pattern_named(self.pattern)
         self.as_budget()
         self.as_data()
 
+    @property
+    def goal(self) -> float:
+        """The asked sparsity, or the usual one where none was asked for."""
+        return DEFAULT_SPARSITY if self.sparsity is None else self.sparsity
+
     def as_budget(self) -> Budget:
-        """The budget with its bounds."""
-        return Budget(self.sparsity, self.budget, self.min_layer_sparsity, self.max_layer_sparsity, self.layer_sparsity)
+        """The budget with its bounds, at the goal."""
+        return Budget(self.goal, self.budget, self.min_layer_sparsity, self.max_layer_sparsity, self.layer_sparsity)
 
     def as_selection(self) -> Selection:
         """Which weights may be pruned."""

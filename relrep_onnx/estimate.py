@@ -12,10 +12,9 @@ from itertools import islice
 from typing import Any
 
 from relrep_onnx import graph as graphs
-from relrep_onnx.calibrate import dense_pass
+from relrep_onnx.calibrate import Feeding, dense_pass
 from relrep_onnx.config import Config
-from relrep_onnx.job import Job, prepare
-from relrep_onnx.pipeline import quiet
+from relrep_onnx.job import Job, prepare, quiet
 
 # Dense and sequential pass, each about one walk with its moments, and the trials of single layers, about one more.
 PASSES = 3.0
@@ -54,6 +53,7 @@ def _walk(job: Job, batches: list[Any]) -> tuple[float, int]:
     peaks: list[int] = []
     settings = dataclasses.replace(job.settings, observe=peaks.append)
     started = time.perf_counter()
-    for _ in dense_pass(job.graph, job.layers, batches, len(batches) * job.config.batch_size, settings):
+    feeds = Feeding(batches, len(batches), len(batches) * job.config.batch_size, len(batches))
+    for _ in dense_pass(job.graph, job.layers, feeds, settings):
         pass
     return time.perf_counter() - started, max(peaks, default=0)

@@ -5,22 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
 import onnx
 
 from relrep_onnx import graph as graphs
-from relrep_onnx.allocate import ALLOCATORS
-from relrep_onnx.calibrate import WalkSettings, default_memory
+from relrep_onnx.allocate import ALLOCATORS, AUTO
+from relrep_onnx.calibrate import Feeding, WalkSettings, default_memory
 from relrep_onnx.config import Config
 from relrep_onnx.data import Samples, load_samples, split_holdout
-from relrep_onnx.masks import Saliency, saliency_for
+from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Provenance
 from relrep_onnx.runtime import VERSION as ORT_VERSION
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, ConfigError, Layer, ModelError, Progress, Skipped
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """A progress callback that shows nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +39,7 @@ class Job:
     layers: list[Layer]
     skipped: list[Skipped]
     saliency: Saliency
+    pattern: Pattern
     calibration: Samples
     decision: Samples
     verification: Samples
@@ -44,24 +50,42 @@ class Job:
         """Feeds of some of the samples."""
         return samples.batches(self.config.batch_size)
 
+    def feeds(self, first: int | None = None) -> Feeding:
+        """What networks walk with: calibration batches and, held out, those that decide; or only the first calibration batches."""
+        fitted, deciding = (part.batch_count(self.config.batch_size) for part in (self.calibration, self.decision))
+        samples, total = len(self.calibration) + len(self.decision), fitted + deciding
+        if first is not None:
+            return Feeding(islice(self.batches(self.calibration), first), first, samples, total)
+        return Feeding(chain(self.batches(self.calibration), self.batches(self.decision)), fitted, samples, total)
+
     @property
     def statistics_key(self) -> str:
         """All that the dense model's statistics depend on, besides the layer."""
         p, c = self.provenance, self.config
         return repr(
-            (p.model_sha256, p.data_sha256, c.positions, c.seed, c.batch_size, c.as_runtime(), sorted(p.versions.items()))
+            (
+                p.model_sha256,
+                p.data_sha256,
+                self.decision.fingerprint(),
+                c.positions,
+                c.seed,
+                c.batch_size,
+                c.as_runtime(),
+                sorted(p.versions.items()),
+            )
         )
 
 
 def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any, progress: Progress) -> Job:
     """Loads the model and the data, finds the layers; raises as `pipeline.optimize` does."""
-    for name, table in (("allocate", ALLOCATORS), ("repair", REPAIRS)):
-        if getattr(config, name) not in table:
-            raise ConfigError(f"{name} is {getattr(config, name)!r}; choose from {', '.join(table)}")
+    for name, known in (("allocate", (AUTO, *ALLOCATORS)), ("repair", tuple(REPAIRS))):
+        if getattr(config, name) not in known:
+            raise ConfigError(f"{name} is {getattr(config, name)!r}; choose from {', '.join(known)}")
+    pattern = pattern_named(config.pattern)
     loaded = graphs.load(model)
     session = open_session(loaded, config.as_runtime())
     graph = graphs.Graph(loaded.model)
-    layers, skipped = graphs.find_layers(graph, config.as_selection())
+    layers, skipped = graphs.find_layers(graph, config.as_selection(), pattern.misfit)
     if not layers:
         reasons = "; ".join(f"{s.node}: {s.reason}" for s in skipped[:3]) or "it has no Conv, ConvTranspose, Gemm or MatMul"
         raise ModelError(f"{loaded.name} has nothing to prune ({reasons})")
@@ -87,6 +111,7 @@ def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any,
         layers=layers,
         skipped=skipped,
         saliency=saliency_for(layers),
+        pattern=pattern,
         calibration=calibration,
         decision=decision,
         verification=verification,

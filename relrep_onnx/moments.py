@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -40,17 +41,31 @@ class Covariance:
     matrix: FloatArray | None
     factor: FloatArray | None
 
-    def apply(self, weight: FloatArray) -> FloatArray:
-        """Each row of weight[rows, cols] times its group's covariance: float64[rows, cols]."""
-        groups = len(self.mean)
-        grouped = weight.reshape(groups, -1, weight.shape[1])
+    @cached_property
+    def gram(self) -> FloatArray:
+        """The covariance as a matrix: float64[groups, cols, cols]."""
         if self.matrix is not None:
-            product: FloatArray = grouped @ self.matrix
+            return self.matrix
+        if self.factor is None:
+            raise ValueError("a covariance needs a matrix or a factor")
+        return np.asarray(self.factor.swapaxes(1, 2) @ self.factor) / max(self.count, 1)
+
+    def part(self, columns: slice) -> Covariance:
+        """The covariance of some of the inputs."""
+        matrix = None if self.matrix is None else self.matrix[:, columns, columns]
+        factor = None if self.factor is None else self.factor[:, :, columns]
+        return Covariance(self.count, self.mean[:, columns], matrix, factor)
+
+    def apply(self, weight: FloatArray, columns: slice = slice(None)) -> FloatArray:
+        """Each row of weight[rows, cols] times its group's covariance, or some columns of it: float64[rows, columns]."""
+        grouped = weight.reshape(len(self.mean), -1, weight.shape[1])
+        if self.matrix is not None:
+            product: FloatArray = grouped @ self.matrix[:, :, columns]
         elif self.factor is not None:
-            product = (grouped @ self.factor.swapaxes(1, 2)) @ self.factor / self.count
+            product = (grouped @ self.factor.swapaxes(1, 2)) @ self.factor[:, :, columns] / max(self.count, 1)
         else:
             raise ValueError("a covariance needs a matrix or a factor")
-        return product.reshape(weight.shape)
+        return product.reshape(len(weight), -1)
 
     def means(self, weight: FloatArray) -> FloatArray:
         """Mean of each output without its bias: float64[rows]."""
@@ -66,23 +81,27 @@ class Covariance:
 class Moments:
     """All a repair may know: the inputs x a layer gets now, and the outputs yd (without bias) it should give.
 
-    `target_mean`, `target_variance`: float64[rows]; `cross` = Cov(yd, x): float64[rows, cols].
+    `target_mean`, `target_variance`: float64[rows]; `cross` = Cov(yd, x): float64[rows, cols].  `output_variance` float64[rows] is
+    what the output varies by in the dense network: the target's variance, unless the target also makes up for another branch.
     """
 
     inputs: Covariance
     target_mean: FloatArray
     target_variance: FloatArray
     cross: FloatArray
+    output_variance: FloatArray
 
     @classmethod
     def dense(cls, inputs: Covariance, weight: FloatArray) -> Moments:
         """The target is what the dense weight gives on these very inputs."""
         cross = inputs.apply(weight)
-        return cls(inputs, inputs.means(weight), row_dots(cross, weight).clip(min=0.0), cross)
+        variance = row_dots(cross, weight).clip(min=0.0)
+        return cls(inputs, inputs.means(weight), variance, cross, variance)
 
     def only(self, rows: Array) -> Moments:
         """The same for some outputs, as many from each group; `rows` int[n] ascends."""
-        return Moments(self.inputs, self.target_mean[rows], self.target_variance[rows], self.cross[rows])
+        per_row = (self.target_mean, self.target_variance, self.cross, self.output_variance)
+        return Moments(self.inputs, *(values[rows] for values in per_row))
 
     def distortion(self, weight: FloatArray, bias_shift: FloatArray) -> FloatArray:
         """E|yd - (w x + shift)|^2 of each output channel: float64[rows]."""
@@ -181,12 +200,14 @@ class MomentStream:
             x -= mean_x
             y -= mean_y
             inputs = Covariance(len(x), mean_x, None, np.ascontiguousarray(x.swapaxes(0, 1)))
-            return Moments(inputs, mean_y, (y**2).mean(axis=0), _cross(y, x) / len(x))
+            variance = (y**2).mean(axis=0)
+            return Moments(inputs, mean_y, variance, _cross(y, x) / len(x), variance)
         self._fold()
         sums = self._sums or _Sums.empty(*self._shape)
         n = max(sums.count, 1)
         inputs = Covariance(sums.count, sums.mean_x.copy(), sums.square_x / n, None)
-        return Moments(inputs, sums.mean_y.copy(), sums.square_y / n, sums.cross / n)
+        variance = sums.square_y / n
+        return Moments(inputs, sums.mean_y.copy(), variance, sums.cross / n, variance)
 
     def _rows(self) -> tuple[FloatArray, FloatArray]:
         """The waiting rows in float64, in arrays of their own."""

@@ -171,7 +171,11 @@ CONFIG_OPTION = click.option(
     help="Settings from a JSON file; options on the command line win.",
 )
 METHOD_OPTIONS = _options(
-    setting("--sparsity", type=click.FloatRange(0, 1), help="Fraction of zeros among the prunable weights (or of their MACs)."),
+    setting(
+        "--sparsity",
+        type=click.FloatRange(0, 1),
+        help="Fraction of zeros among the prunable weights (or of their MACs).  [default: 0.8; with N:M all it allows]",
+    ),
     setting("--repair", type=click.Choice(list(REPAIRS)), help="How survivors and biases are corrected."),
 )
 MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -63,6 +63,23 @@ def design_rows(layer: Layer, x: FloatArray, positions: Array | None) -> FloatAr
     return _contraction_rows(layer, layer.view, x, positions)
 
 
+def output_rows(layer: Layer, y: FloatArray, shape: tuple[int, ...], positions: Array | None) -> FloatArray | None:
+    """A tensor of the layer's output's shape at the given positions: [positions, rows]; None where it has another shape.
+
+    Args:
+        layer: one whose weight has no batch dimensions.
+        y: the tensor.
+        shape: of the layer's input.
+        positions: as `choose_positions` gives them.
+    """
+    y = np.moveaxis(y, 1, -1) if isinstance(layer.view, Window) and y.ndim > 1 else y
+    lead = (shape[0], *_output_shape(layer.view, shape[2:])) if isinstance(layer.view, Window) else shape[:-1]
+    if y.shape != (*lead, layer.rows):
+        return None
+    rows = y.reshape(-1, layer.rows)
+    return rows if positions is None else rows[positions]
+
+
 def _check_shape(layer: Layer, shape: tuple[int, ...]) -> None:
     view, rank = layer.view, len(shape)
     if isinstance(view, Window):

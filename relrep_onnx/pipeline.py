@@ -1,53 +1,25 @@
 """One run, from a model and some samples to a verified sparse model: the order of steps, and nothing else.
 
-load -> find layers -> calibrate -> score -> allocate -> [mask -> repair] per layer, in order -> write -> verify -> save
+load -> find layers -> calibrate -> score -> plan (allocate) -> [mask -> repair] per layer, in order -> write -> verify -> save
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
-
-from onnx import ModelProto
+from typing import Any
 
 from relrep_onnx import graph as graphs
-from relrep_onnx.allocate import ALLOCATORS, Candidate, allocate
-from relrep_onnx.cache import Cache
-from relrep_onnx.calibrate import TensorStore, sequential_pass
 from relrep_onnx.config import Config
-from relrep_onnx.damage import OutputDamage
 from relrep_onnx.data import load_samples
-from relrep_onnx.job import Job, open_session, prepare
-from relrep_onnx.masks import PATTERNS
-from relrep_onnx.moments import Moments
-from relrep_onnx.repair import REPAIRS, Pruned
+from relrep_onnx.job import open_session, prepare, quiet
 from relrep_onnx.results import Analysis, LayerReport, Result, measure
 from relrep_onnx.runtime import Session
-from relrep_onnx.score import score_layer
-from relrep_onnx.statistics import dense_statistics
-from relrep_onnx.types import FloatArray, Layer, ModelError, Progress, RepairedLayer, ScoreCurve
+from relrep_onnx.search import plan
+from relrep_onnx.steps import TargetStore, candidates, repair_all, score, write
+from relrep_onnx.types import ModelError, Progress
 from relrep_onnx.verify import Fidelity, check_gates, compare_sessions, load_metric, run_metric
-
-PATTERN: Final = PATTERNS["unstructured"]
-PROBE_RANGE: Final = (0.5, 0.9)
-"""Each layer's damage to the outputs is measured at the asked sparsity, inside this range."""
-
-
-def quiet(phase: str, done: int, total: int) -> None:
-    """A progress callback that shows nothing."""
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """One layer with its curve and its MACs per sample."""
-
-    layer: Layer
-    curve: ScoreCurve
-    macs: int
 
 
 def analyze(
@@ -75,8 +47,8 @@ def analyze(
     """
     config = config or Config()
     job = prepare(model, calib, config, holdout, progress)
-    zeros = {layer.name: round(config.sparsity * layer.size) for layer in job.layers}
-    scored = _score(job, cache_dir, lambda name, targets: None)
+    zeros = {layer.name: min(round(config.goal * layer.size), job.pattern.limit(layer)) for layer in job.layers}
+    scored = score(job, cache_dir)
     reports = tuple(LayerReport(s.layer, s.macs, s.curve, zeros[s.layer.name]) for s in scored)
     return Analysis(config, job.provenance, reports, tuple(job.skipped), job.loaded.notes)
 
@@ -111,10 +83,11 @@ def optimize(
     job = prepare(model, calib, config, holdout, progress)
     gates.check_resolution(len(job.verification))
 
-    with TensorStore(job.settings.memory) as targets:
-        scored = _score(job, cache_dir, targets.put)
-        repaired = _repair(job, _allocate(job, scored), targets)
-    sparse = _write(job, repaired)
+    with TargetStore(job.settings.memory) as targets:
+        scored = score(job, cache_dir, targets.put)
+        chosen = plan(job, candidates(job, scored), targets, metric)
+        repaired = repair_all(job, chosen.zeros, targets, progress=progress)
+    sparse = write(job, repaired, chosen.allocator, config.goal if chosen.sparsity is None else chosen.sparsity)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
         stage.write(sparse, job.loaded.external)
         progress("verify", 0, 1)
@@ -130,7 +103,10 @@ def optimize(
             provenance=job.provenance,
             layers=reports,
             skipped=tuple(job.skipped),
-            notes=job.loaded.notes,
+            notes=(*job.loaded.notes, *(f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes)),
+            allocator=chosen.allocator,
+            choice=chosen.choice,
+            finding=chosen.finding,
             model=sparse,
             output=None if target is None else str(target),
             before=measure(dense_files, reports, graphs.count_zeros(job.graph, job.layers)),
@@ -154,62 +130,3 @@ def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, co
         raise ModelError("the two models have different inputs or outputs; compare a model with its own sparse version")
     samples = load_samples(data, left.inputs, config.as_data())
     return compare_sessions(left, right, samples.batches(config.batch_size))
-
-
-def _score(job: Job, cache_dir: str | os.PathLike[str] | None, keep: Callable[[str, FloatArray], None]) -> list[Scored]:
-    """RR curve of every layer, and what pruning it alone to the asked sparsity does to the outputs; `keep` gets its targets."""
-    repair = REPAIRS[job.config.repair]
-    probe = min(max(job.config.sparsity, PROBE_RANGE[0]), PROBE_RANGE[1])
-    # About one pass over as many samples as calibration has, for all trials together.
-    few, _ = job.decision.split(max(4, len(job.calibration) // len(job.layers)))
-    damage = OutputDamage(job.loaded.model, job.session, job.batches(few), job.config.as_runtime())
-    cache = Cache(Path(cache_dir)) if cache_dir is not None else None
-    batches, samples = job.batches(job.calibration), len(job.calibration)
-    scored = {}
-    for dense in dense_statistics(job.graph, job.layers, batches, samples, job.settings, cache, job.statistics_key):
-        layer = dense.layer
-        keep(layer.name, dense.targets)
-        weight = graphs.read_weight(job.graph, layer)
-        moments = Moments.dense(dense.inputs, weight)
-        curve = score_layer(layer, weight, moments, repair, PATTERN, job.saliency)
-        mask = PATTERN(job.saliency(weight), round(probe * layer.size))
-        trial = repair(Pruned(weight, mask, moments))
-        scored[layer.name] = Scored(layer, replace(curve, probe=probe, damage=damage.of(layer, trial)), dense.macs)
-    return [scored[layer.name] for layer in job.layers]
-
-
-def _allocate(job: Job, scored: list[Scored]) -> dict[str, int]:
-    """Zeros of each layer."""
-    candidates = []
-    for s in scored:
-        weight = graphs.read_weight(job.graph, s.layer)
-        cost = s.macs / s.layer.size if job.config.budget == "macs" else 1.0
-        candidates.append(Candidate(s.layer, weight, job.saliency(weight), s.curve, cost))
-    return allocate(ALLOCATORS[job.config.allocate], candidates, job.config.as_budget())
-
-
-def _repair(job: Job, zeros: dict[str, int], targets: TensorStore) -> dict[str, RepairedLayer]:
-    """Masks and repairs, in graph order, every layer that gets new zeros; the others stay untouched."""
-    repair = REPAIRS[job.config.repair]
-    before = graphs.count_zeros(job.graph, job.layers)
-    pruned = [layer for layer in job.layers if zeros[layer.name] > before[layer.name]]
-
-    def one(layer: Layer, weight: FloatArray, moments: Moments) -> RepairedLayer:
-        return repair(Pruned(weight, PATTERN(job.saliency(weight), zeros[layer.name]), moments))
-
-    batches, samples = job.batches(job.calibration), len(job.calibration)
-    return sequential_pass(job.graph, pruned, batches, samples, job.settings, lambda layer: targets.get(layer.name), one)
-
-
-def _write(job: Job, repaired: dict[str, RepairedLayer]) -> ModelProto:
-    """A copy of the model with the repaired layers and a record of how it came about."""
-    sparse = ModelProto()
-    sparse.CopyFrom(job.loaded.model)
-    for layer in job.layers:
-        if layer.name in repaired:
-            graphs.write_layer(sparse, layer, repaired[layer.name])
-    settings = {name: getattr(job.config, name) for name in ("allocate", "budget", "repair", "seed", "sparsity")}
-    provenance = {name: getattr(job.provenance, name) for name in ("data_sha256", "model_sha256")}
-    record = {**settings, **provenance, "version": job.provenance.versions["relrep-onnx"]}
-    graphs.set_metadata(sparse, {f"relrep.{name}": str(value) for name, value in record.items()})
-    return sparse

@@ -2,12 +2,14 @@
 
 With ws the masked weight, yp = ws x its output and yd the output to match, per output channel:
 
-    none      as masked
-    bias      b += E[yd] - E[yp]
-    variance  gamma = sqrt(Var yd / Var yp)                             (arXiv 2605.25508: channelwise variance matching)
-    asr       gamma shrunk towards 1: k ghat + 1 - k, k = Var yp / (Var yp + median Var yp)          (arXiv 2605.21426)
-    affine    gamma = Cov(yd, yp) / Var yp, the least-squares scale
-    and for the last three  w = gamma ws,  b += E[yd] - gamma E[yp].
+    none         as masked
+    bias         b += E[yd] - E[yp]
+    variance     gamma = sqrt(Var yd / Var yp)                          (arXiv 2605.25508: channelwise variance matching)
+    asr          gamma shrunk towards 1: k ghat + 1 - k, k = Var yp / (Var yp + median Var yp)       (arXiv 2605.21426)
+    affine       gamma = Cov(yd, yp) / Var yp, the least-squares scale
+    reconstruct  the survivors anew by least squares, on a searched mask (`reconstruct.py`), then as `variance`: least squares
+                 shrinks outputs, the more so the less the survivors explain
+    and for the last four  w = gamma ws,  b += E[yd] - gamma E[yp].
 
 A channel whose yp does not vary (no survivors, or a constant input) has nothing to scale: gamma = 1 and its mean is matched.
 """
@@ -21,8 +23,10 @@ from typing import Final
 
 import numpy as np
 
+from relrep_onnx.masks import Pattern
 from relrep_onnx.moments import Moments, row_dots
-from relrep_onnx.types import BoolArray, FloatArray, RepairedLayer
+from relrep_onnx.reconstruct import DAMPING, Solution, least_squares
+from relrep_onnx.types import BoolArray, FloatArray, Layer, RepairedLayer
 
 # A pruned channel is constant but for rounding where its variance is below this share of the dense one's,
 CONSTANT: Final = 1e-12
@@ -77,7 +81,48 @@ class Pruned:
         return RepairedLayer(weight, shift, spread.clip(min=0.0) + (offset - shift) ** 2)
 
 
-Repair = Callable[[Pruned], RepairedLayer]
+Fold = Callable[[Pruned], RepairedLayer]
+"""What a mask leaves, repaired."""
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A layer to prune: its dense weight, what its weights matter (float64[rows, cols]), and how many go in which pattern.
+
+    `held_out` are moments of samples that `moments` have not seen; without them nothing is checked against overfitting.
+    """
+
+    layer: Layer
+    weight: FloatArray
+    scores: FloatArray
+    pattern: Pattern
+    zeros: int
+    moments: Moments
+    held_out: Moments | None = None
+
+    def pruned(self) -> Pruned:
+        """Pruned by the scores."""
+        return Pruned(self.weight, self.pattern.mask(self.layer, self.scores, self.zeros), self.moments)
+
+
+@dataclass(frozen=True)
+class Repair:
+    """How a layer is pruned and repaired: `fold` repairs what a mask leaves, `search` finds a mask together with its repair.
+
+    `sums` says that a layer which ends a residual branch aims at the dense sum, so that it makes up for the shortcut's error.
+    """
+
+    fold: Fold
+    search: Callable[[Task], RepairedLayer] | None = None
+    sums: bool = False
+
+    def __call__(self, task: Task) -> RepairedLayer:
+        """Prunes and repairs one layer."""
+        return self.fold(task.pruned()) if self.search is None else self.search(task)
+
+    def without_search(self) -> Repair:
+        """The same on the mask of the scores: much cheaper, nearly as telling."""
+        return replace(self, search=None)
 
 
 def none(pruned: Pruned) -> RepairedLayer:
@@ -92,14 +137,14 @@ def bias(pruned: Pruned) -> RepairedLayer:
 
 def variance(pruned: Pruned) -> RepairedLayer:
     """Matches each channel's mean and variance."""
-    return pruned.scaled(np.sqrt(pruned.gain(pruned.moments.target_variance)))
+    return pruned.scaled(np.sqrt(pruned.gain(pruned.moments.output_variance)))
 
 
 def asr(pruned: Pruned) -> RepairedLayer:
     """Adaptive Signal Resuscitation: variance matching, shrunk towards 1 where the pruned signal is weak."""
     strength = pruned.variance + np.median(pruned.variance)
     trust = np.divide(pruned.variance, strength, out=np.zeros_like(strength), where=strength > 0)
-    return pruned.scaled(trust * np.sqrt(pruned.gain(pruned.moments.target_variance)) + 1 - trust)
+    return pruned.scaled(trust * np.sqrt(pruned.gain(pruned.moments.output_variance)) + 1 - trust)
 
 
 def affine(pruned: Pruned) -> RepairedLayer:
@@ -107,4 +152,46 @@ def affine(pruned: Pruned) -> RepairedLayer:
     return pruned.scaled(pruned.gain(pruned.covariance))
 
 
-REPAIRS: Final[Mapping[str, Repair]] = {"none": none, "bias": bias, "variance": variance, "asr": asr, "affine": affine}
+def reconstruct(pruned: Pruned) -> RepairedLayer:
+    """Survivors by least squares, then each channel's mean and variance matched."""
+    return _matched(least_squares(pruned.weight, pruned.mask, pruned.moments), pruned.moments)
+
+
+def search_and_reconstruct(task: Task) -> RepairedLayer:
+    """The same on a searched mask, unless the mask of the scores does better: on the objective, or on held-out samples."""
+    pattern, layer = task.pattern, task.layer
+    start = task.pruned()
+
+    def choose(scores: FloatArray, columns: slice) -> BoolArray:
+        zeros = int(np.count_nonzero(~start.mask[:, columns]))
+        return pattern.mask(replace(layer, cols=scores.shape[1]), scores, zeros)
+
+    plain = least_squares(task.weight, start.mask, task.moments)
+    found = least_squares(task.weight, start.mask, task.moments, choose, layer.kernel * pattern.cols)
+    if found.objective > plain.objective:
+        return _matched(plain, task.moments)
+    searched, simple = _matched(found, task.moments), _matched(plain, task.moments)
+    if task.held_out is not None and _error(task.held_out, searched) > _error(task.held_out, simple):
+        return replace(simple, notes=(*simple.notes, "keeps its magnitude mask: the searched one did worse on held-out samples"))
+    return searched
+
+
+def _matched(solution: Solution, moments: Moments) -> RepairedLayer:
+    matched = variance(Pruned(solution.weight, solution.mask, moments))
+    if solution.damping == DAMPING:
+        return matched
+    return replace(matched, notes=(f"its Gram matrix needed a damping of {solution.damping:g} instead of {DAMPING:g}",))
+
+
+def _error(moments: Moments, repaired: RepairedLayer) -> float:
+    return float(moments.distortion(repaired.weight, repaired.bias_shift).sum())
+
+
+REPAIRS: Final[Mapping[str, Repair]] = {
+    "none": Repair(none),
+    "bias": Repair(bias),
+    "variance": Repair(variance),
+    "asr": Repair(asr),
+    "affine": Repair(affine),
+    "reconstruct": Repair(reconstruct, search_and_reconstruct, sums=True),
+}

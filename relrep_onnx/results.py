@@ -63,6 +63,33 @@ class Provenance:
     versions: dict[str, str]
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How `auto` chose: each candidate's relative L2 of the outputs on held-out samples, after a cheap repair."""
+
+    allocator: str
+    errors: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One step of the search for a sparsity."""
+
+    sparsity: float
+    drop: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What `max_drop` found: a sparsity, and its drop on the samples that decided; `kind` and `limit` as asked for."""
+
+    kind: str
+    limit: float
+    sparsity: float
+    drop: float
+    trials: tuple[Trial, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """Result of `analyze`: curves of every prunable layer, and what is skipped."""
@@ -76,8 +103,11 @@ class Analysis:
 
 @dataclass(frozen=True, eq=False)
 class Result(Analysis):
-    """Result of `optimize`.  `model` is the sparse model itself."""
+    """Result of `optimize`.  `model` is the sparse model itself, `allocator` the one that was used."""
 
+    allocator: str
+    choice: Choice | None
+    finding: Finding | None
     model: ModelProto
     output: str | None
     before: ModelSize

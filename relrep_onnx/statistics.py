@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from relrep_onnx.cache import Cache
-from relrep_onnx.calibrate import DenseLayer, WalkSettings, dense_pass
+from relrep_onnx.calibrate import DenseLayer, Feeding, Targets, WalkSettings, dense_pass
 from relrep_onnx.graph import Graph
 from relrep_onnx.moments import Covariance
-from relrep_onnx.types import Array, CalibrationError, Feeds, Layer
+from relrep_onnx.types import Array, CalibrationError, Layer
 
 
 def dense_statistics(
     graph: Graph,
     layers: Sequence[Layer],
-    batches: Iterable[Feeds],
-    samples: int,
+    feeds: Feeding,
     settings: WalkSettings,
     cache: Cache | None,
     key: str,
@@ -27,8 +26,7 @@ def dense_statistics(
     Args:
         graph: the dense model.
         layers: what to measure.
-        batches: feeds; not touched where the cache has every layer.
-        samples: how many samples the batches hold.
+        feeds: the batches; not touched where the cache has every layer.
         settings: how to walk.
         cache: where entries are kept, if anywhere.
         key: names model, data and settings.
@@ -45,20 +43,21 @@ def dense_statistics(
                 raise CalibrationError(f"the cache entry of layer {layer.name!r} changed while it was read; run again")
             yield _unpack(layer, found)
         return
-    for dense in dense_pass(graph, layers, batches, samples, settings):
+    for dense in dense_pass(graph, layers, feeds, settings):
         if cache is not None:
             cache.put(keys[dense.layer.name], _pack(dense))
         yield dense
 
 
 def _pack(dense: DenseLayer) -> dict[str, Array]:
-    inputs = dense.inputs
-    spread = {"matrix": inputs.matrix, "factor": inputs.factor}
-    known = {name: value for name, value in spread.items() if value is not None}
-    return {"numbers": np.array([inputs.count, dense.macs]), "mean": inputs.mean, "targets": dense.targets, **known}
+    inputs, targets = dense.inputs, dense.targets
+    some = {"matrix": inputs.matrix, "factor": inputs.factor, "shortcut": targets.shortcut}
+    known = {name: value for name, value in some.items() if value is not None}
+    numbers = np.array([inputs.count, dense.macs])
+    return {"numbers": numbers, "mean": inputs.mean, "outputs": targets.outputs, "ends": targets.ends, **known}
 
 
 def _unpack(layer: Layer, entry: dict[str, Array]) -> DenseLayer:
     count, macs = entry["numbers"].tolist()
     inputs = Covariance(count, entry["mean"], entry.get("matrix"), entry.get("factor"))
-    return DenseLayer(layer, inputs, entry["targets"], macs)
+    return DenseLayer(layer, inputs, Targets(entry["outputs"], entry.get("shortcut"), entry["ends"]), macs)

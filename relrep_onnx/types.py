@@ -102,6 +102,7 @@ class Layer:
     """One prunable weight.  It holds no arrays: `graph.read_weight` gives the matrix float64[rows, cols].
 
     `normalized` says that its output goes straight into a BatchNormalization, which makes the scale of its rows free.
+    `shortcut` is the other operand of the residual sum that the layer's branch ends in, where it is known before the layer.
     """
 
     name: str
@@ -114,11 +115,22 @@ class Layer:
     view: Window | Contraction
     uses: tuple[Use, ...]
     normalized: bool = False
+    shortcut: str | None = None
 
     @property
     def size(self) -> int:
         """Number of weights."""
         return self.rows * self.cols
+
+    @property
+    def kernel(self) -> int:
+        """Positions of a convolution's kernel; 1 for a matrix product."""
+        return math.prod(self.view.kernel) if isinstance(self.view, Window) else 1
+
+    @property
+    def channels(self) -> int:
+        """Input channels that one output channel reads; in the matrix, each has its kernel positions side by side."""
+        return self.cols // self.kernel
 
 
 @dataclass(frozen=True)
@@ -168,12 +180,13 @@ class Budget:
 class RepairedLayer:
     """What is written back: weight float64[rows, cols] with exact zeros, and float64[rows] to add to the bias.
 
-    `residual` float64[rows] is E|yd - ys|^2 that is left on the moments the repair was given.
+    `residual` float64[rows] is E|yd - ys|^2 that is left on the moments the repair was given; `notes` say what was unusual.
     """
 
     weight: FloatArray
     bias_shift: FloatArray
     residual: FloatArray
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -49,6 +49,11 @@ class Fidelity:
         return float(np.max([o.relative_l2 for o in self.outputs], initial=0.0))  # NaN stays NaN
 
     @property
+    def mean_relative_l2(self) -> float:
+        """All outputs together, each scaled by its own energy: the root mean square of their relative L2."""
+        return math.sqrt(sum(o.relative_l2**2 for o in self.outputs) / max(1, len(self.outputs)))
+
+    @property
     def top1_agreement(self) -> float | None:
         """The worst class-like output's agreement; None where no output looks like classes."""
         return min((o.top1_agreement for o in self.outputs if o.top1_agreement is not None), default=None)
@@ -73,6 +78,50 @@ class Gates:
                 f"--min-agreement {self.min_agreement:g} is finer than {samples} held-out samples resolve (steps of "
                 f"{1 / samples:.4g}); give more samples (--holdout), or ask for 1 or at most {1 - 1 / samples:.4g}"
             )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How far a model may drop: `error` in relative L2 of the worst output, `top1` in agreement, `eval` in the user's metric."""
+
+    kind: str
+    value: float
+
+    @classmethod
+    def parse(cls, text: str) -> Limit:
+        """Reads `0.1` (relative L2), `top1:5%` or `eval:0.01`.
+
+        Raises:
+            ConfigError: none of these.
+        """
+        kind, _, number = text.rpartition(":")
+        share = number.endswith("%")
+        try:
+            value = float(number.removesuffix("%")) / (100 if share else 1)
+        except ValueError:
+            value = math.nan
+        if kind not in ("", "top1", "eval") or not 0 < value < math.inf or (kind == "top1" and value >= 1):
+            raise ConfigError(f"max_drop is {text!r}; give a relative L2 error such as 0.1, or top1:5%, or eval:0.01")
+        return cls(kind or "error", value)
+
+    def drop(self, fidelity: Fidelity, before: float | None, after: float | None) -> float:
+        """What a model lost, to be held against `value`; NaN where its outputs are no numbers.
+
+        Raises:
+            ConfigError: no output looks like classes, or the samples are too few to tell.
+        """
+        if self.kind == "eval" and before is not None and after is not None:
+            return before - after
+        if self.kind != "top1":
+            return fidelity.relative_l2
+        if fidelity.top1_agreement is None:
+            raise ConfigError("--max-drop top1 needs an output that looks like classes; this model has none")
+        if self.value * fidelity.samples < 1:
+            raise ConfigError(
+                f"--max-drop top1:{self.value:.4g} is finer than {fidelity.samples} deciding samples resolve (steps of "
+                f"{1 / fidelity.samples:.4g}); give more samples (--holdout), or allow more"
+            )
+        return 1 - fidelity.top1_agreement
 
 
 def float_outputs(session: Session) -> list[str]:

@@ -1,5 +1,6 @@
 """The only room that knows ONNX operators and where weights hide: load, find, read, cut into stages, write back, save."""
 
+from relrep_onnx.graph.branches import branch_scale
 from relrep_onnx.graph.index import Graph
 from relrep_onnx.graph.layers import count_zeros, find_layers, read_weight
 from relrep_onnx.graph.model import LoadedModel, ModelSource, Staged, check_target, input_files, load, model_hash, staged
@@ -14,6 +15,7 @@ __all__ = [
     "Stage",
     "Staged",
     "activation_shapes",
+    "branch_scale",
     "check_target",
     "count_zeros",
     "find_layers",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from relrep_onnx.graph.branches import with_shortcut
 from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, subgraphs
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
 from relrep_onnx.graph.stages import levels
@@ -38,8 +39,15 @@ class _Found:
         return self.node.op_type, self.slot, _attributes(self.node), self.form.view, steps
 
 
-def find_layers(graph: Graph, selection: Selection) -> tuple[list[Layer], list[Skipped]]:
+def find_layers(
+    graph: Graph, selection: Selection, refuse: Callable[[Layer], str | None] = lambda layer: None
+) -> tuple[list[Layer], list[Skipped]]:
     """Prunable layers in graph order, and every other weight with the reason it stays.
+
+    Args:
+        graph: the model.
+        selection: what the user wants.
+        refuse: gives a reason where a layer must stay, such as a pattern it does not fit.
 
     Raises:
         ConfigError: an exclude or operator pattern matches nothing.
@@ -48,11 +56,15 @@ def find_layers(graph: Graph, selection: Selection) -> tuple[list[Layer], list[S
     layers: list[Layer] = []
     for root, users in found.items():
         problem = _sharing_problem(graph, root, users)
-        if problem is None:
-            layers.append(_layer(graph, root, users, {layer.name for layer in layers}))
+        layer = _layer(graph, root, users, {layer.name for layer in layers}) if problem is None else None
+        problem = problem if layer is None else refuse(layer)
+        if layer is not None and problem is None:
+            layers.append(layer)
         else:
-            skipped.extend(Skipped(display_name(u.node), u.node.op_type, problem) for u in users)
+            skipped.extend(Skipped(display_name(u.node), u.node.op_type, problem or "") for u in users)
     layers, dependent = _independent(graph, layers)
+    level, _ = levels(graph, layers)
+    layers = [with_shortcut(graph, layer, level) for layer in layers]
     return layers, [*skipped, *dependent, *_unreachable(graph, selection.min_size)]
 
 

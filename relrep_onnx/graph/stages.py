@@ -69,14 +69,18 @@ def _feeds_itself(graph: Graph, layers: Sequence[Layer], layer: Layer) -> bool:
 
 
 def plan_stages(graph: Graph, layers: Sequence[Layer]) -> list[Stage]:
-    """Stages in order, up to the last layer's activation; nodes after it need not run."""
+    """Stages in order, up to the last layer's activation; nodes after it need not run.
+
+    Layers must be those of `find_layers`: with some of them left out, a shortcut could come too late.
+    """
     level, dependent = levels(graph, layers)
     if dependent is not None:
         raise ModelError(f"the users of the shared weight {dependent.weight!r} depend on each other")
     ready = {layer.name: max(level.get(use.activation, 0) for use in layer.uses) for layer in layers}
     last = max(ready.values(), default=-1)
     members: list[list[int]] = [[] for _ in range(last + 1)]
-    for position in _leading_to(graph, {use.activation for layer in layers for use in layer.uses}):
+    needs = {la.name: {*(use.activation for use in la.uses), *filter(None, [la.shortcut])} for la in layers}
+    for position in _leading_to(graph, set().union(*needs.values())):
         members[max(level[name] for name in graph.model.graph.node[position].output if name)].append(position)
     last_reader: dict[str, int] = {}
     for k, positions in enumerate(members):
@@ -84,7 +88,7 @@ def plan_stages(graph: Graph, layers: Sequence[Layer]) -> list[Stage]:
             last_reader.update(dict.fromkeys(reads(graph.model.graph.node[position]), k))
     activations: list[set[str]] = [set() for _ in members]
     for layer in layers:
-        activations[ready[layer.name]].update(use.activation for use in layer.uses)
+        activations[ready[layer.name]].update(needs[layer.name])
     stages = []
     born: dict[str, int] = {value.name: -1 for value in graph.inputs}
     for k, positions in enumerate(members):

@@ -1,0 +1,194 @@
+"""The steps of a run, each a function of the job: score -> zeros -> repair -> write -> judge.  The order is in `pipeline.py`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from onnx import ModelProto
+
+from relrep_onnx import graph as graphs
+from relrep_onnx.allocate import ALLOCATORS, Allocator, Candidate, allocate, whole_layers
+from relrep_onnx.cache import Cache
+from relrep_onnx.calibrate import Targets, TensorStore, sequential_pass
+from relrep_onnx.damage import OutputDamage
+from relrep_onnx.job import Job, quiet
+from relrep_onnx.moments import Moments
+from relrep_onnx.repair import REPAIRS, Repair, Task
+from relrep_onnx.runtime import Session
+from relrep_onnx.score import curve_grid, score_layer
+from relrep_onnx.statistics import dense_statistics
+from relrep_onnx.types import CalibrationError, FloatArray, Layer, Progress, RepairedLayer, ScoreCurve
+
+PROBE_RANGE: Final = (0.5, 0.9)
+"""Each layer's damage to the outputs is measured at the asked sparsity, inside this range."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One layer with its curve and its MACs per sample."""
+
+    layer: Layer
+    curve: ScoreCurve
+    macs: int
+
+
+class TargetStore:
+    """The dense targets of every layer while a run needs them, past a limit on disk."""
+
+    def __init__(self, limit: int) -> None:
+        self._arrays = TensorStore(limit)
+
+    def __enter__(self) -> TargetStore:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._arrays.close()
+
+    def put(self, layer: Layer, targets: Targets) -> None:
+        """Keeps one layer's targets."""
+        for name, values in (("outputs", targets.outputs), ("shortcut", targets.shortcut), ("ends", targets.ends)):
+            if values is not None:
+                self._arrays.put((layer.name, name), values)
+
+    def get(self, layer: Layer) -> Targets:
+        """Gives one layer's targets back."""
+        outputs, shortcut, ends = (self._arrays.find((layer.name, name)) for name in ("outputs", "shortcut", "ends"))
+        if outputs is None or ends is None:
+            raise KeyError(layer.name)
+        return Targets(outputs, shortcut, ends)
+
+
+def score(
+    job: Job, cache_dir: str | os.PathLike[str] | None, keep: Callable[[Layer, Targets], None] = lambda layer, targets: None
+) -> list[Scored]:
+    """RR curve of every layer, and what pruning it alone to the asked sparsity does to the outputs; `keep` gets its targets."""
+    repair = REPAIRS[job.config.repair].without_search()
+    probe = min(max(job.config.goal, PROBE_RANGE[0]), PROBE_RANGE[1])
+    # About one pass over as many samples as calibration has, for all trials together.
+    few, _ = job.decision.split(max(4, len(job.calibration) // len(job.layers)))
+    damage = OutputDamage(job.loaded.model, job.session, job.batches(few), job.config.as_runtime())
+    cache = Cache(Path(cache_dir)) if cache_dir is not None else None
+    scored = {}
+    for dense in dense_statistics(job.graph, job.layers, job.feeds(), job.settings, cache, job.statistics_key):
+        layer = dense.layer
+        keep(layer, dense.targets)
+        weight = graphs.read_weight(job.graph, layer)
+        limit = job.pattern.limit(layer)
+        task = Task(layer, weight, job.saliency(weight), job.pattern, limit, Moments.dense(dense.inputs, weight))
+        most = limit / layer.size
+        with naming(layer):
+            curve = score_layer(task, repair, curve_grid(job.config.repair, most, selective=job.pattern.selective))
+            at = most if job.pattern.selective else probe
+            trial = repair(replace(task, zeros=round(at * layer.size)))
+        scored[layer.name] = Scored(layer, replace(curve, probe=at, damage=damage.of(layer, trial)), dense.macs)
+    return [scored[layer.name] for layer in job.layers]
+
+
+def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
+    """The layers as allocators see them."""
+    found = []
+    for s in scored:
+        weight = graphs.read_weight(job.graph, s.layer)
+        pattern = job.pattern
+        found.append(
+            Candidate(
+                layer=s.layer,
+                weight=pattern.pooled(s.layer, abs(weight)),
+                saliency=pattern.pooled(s.layer, job.saliency(weight)),
+                curve=s.curve,
+                cost=s.macs / s.layer.size if job.config.budget == "macs" else 1.0,
+                zeros=int(weight.size - (weight != 0).sum()),
+                limit=pattern.limit(s.layer),
+                step=pattern.step,
+            )
+        )
+    return found
+
+
+def zeros_for(job: Job, layers: Sequence[Candidate], allocator: str, sparsity: float | None) -> dict[str, int]:
+    """Zeros of each layer at a sparsity; None asks for all that the pattern allows."""
+    if sparsity is None:
+        sparsity = sum(c.limit * c.cost for c in layers) / sum(c.layer.size * c.cost for c in layers)
+    rule: Allocator = ALLOCATORS[allocator]
+    budget = replace(job.config.as_budget(), sparsity=sparsity)
+    return allocate(whole_layers(rule) if job.pattern.selective else rule, layers, budget)
+
+
+def repair_all(
+    job: Job,
+    zeros: Mapping[str, int],
+    targets: TargetStore,
+    *,
+    repair: Repair | None = None,
+    batches: int | None = None,
+    progress: Progress = quiet,
+) -> dict[str, RepairedLayer]:
+    """Masks and repairs, in graph order, every layer that gets new zeros; the others stay untouched.
+
+    Args:
+        job: the job.
+        zeros: of each layer, by name.
+        targets: what the dense pass gave.
+        repair: instead of the configured one.
+        batches: a trial on only the first so many calibration batches.
+        progress: told of the layers done.
+    """
+    chosen = repair or REPAIRS[job.config.repair]
+    before = graphs.count_zeros(job.graph, job.layers)
+    pruned = {layer.name for layer in job.layers if zeros[layer.name] > before[layer.name]}
+    if not pruned:
+        return {}
+
+    def one(layer: Layer, weight: FloatArray, moments: Moments, held_out: Moments | None) -> RepairedLayer:
+        with naming(layer):
+            return chosen(Task(layer, weight, job.saliency(weight), job.pattern, zeros[layer.name], moments, held_out))
+
+    return sequential_pass(
+        job.graph,
+        job.layers,
+        job.feeds(batches),
+        replace(job.settings, progress=progress),
+        lambda layer: targets.get(layer) if layer.name in pruned else None,
+        one,
+        sums=chosen.sums,
+    )
+
+
+def write(job: Job, repaired: Mapping[str, RepairedLayer], allocator: str, sparsity: float) -> ModelProto:
+    """A copy of the model with the repaired layers and a record of how it came about."""
+    sparse = ModelProto()
+    sparse.CopyFrom(job.loaded.model)
+    for layer in job.layers:
+        if layer.name in repaired:
+            graphs.write_layer(sparse, layer, repaired[layer.name])
+    record = {
+        "allocate": allocator,
+        "sparsity": f"{sparsity:.10g}",
+        **{name: getattr(job.config, name) for name in ("budget", "pattern", "repair", "seed")},
+        **{name: getattr(job.provenance, name) for name in ("data_sha256", "model_sha256")},
+        "version": job.provenance.versions["relrep-onnx"],
+    }
+    graphs.set_metadata(sparse, {f"relrep.{name}": str(value) for name, value in record.items()})
+    return sparse
+
+
+@contextmanager
+def opened(job: Job, sparse: ModelProto) -> Iterator[Session]:
+    """A plain session of a sparse model in a temporary file."""
+    with graphs.staged(None) as stage:
+        stage.write(sparse, job.loaded.external)
+        yield Session(stage.path, job.config.as_runtime(), what="the sparse model")
+
+
+@contextmanager
+def naming(layer: Layer) -> Iterator[None]:
+    """Adds the layer's name to an error about its numbers."""
+    try:
+        yield
+    except CalibrationError as error:
+        raise CalibrationError(f"layer {layer.name!r}: {error}") from error
