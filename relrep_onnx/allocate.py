@@ -9,8 +9,9 @@ budget is met exactly.  So an allocator is a few lines, and none of them can mis
     erk        density proportional to sum(dims) / prod(dims), capped at 1 (Evci et al. 2020)
     lamp       one threshold on w^2 / sum of the squares of all weights at least as large (Lee et al. 2021)
     rr         ERK density times RR at the asked sparsity: repairable layers give more (our rule; the paper's is not public)
-    rr-curve   minimise sum_l c_l residual_l(s_l) under the budget; c_l = damage_l / residual_l at the probe, so the sum estimates
-               the error of the model's outputs.  Solved on the curves' convex hulls, cheapest damage per unit of budget first.
+    rr-curve   minimise sum_l c_l loss_l(s_l) under the budget, loss = -log(1 - residual / signal); c_l = damage_l / loss_l at the
+               probe, so the sum estimates the error of the model's outputs.  Solved on the curves' convex hulls, cheapest damage
+               per unit of budget first.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class Candidate:
     limit: int
     step: int = 1
 
+
+DEAD: Final = 0.98
+"""A layer with a larger share of noise counts as if it had this one."""
 
 Allocator = Callable[[Sequence[Candidate], Budget], Path]
 
@@ -251,10 +255,11 @@ def _erk_factor(layer: Layer) -> float:
 
 
 def _convex_hull(curve: ScoreCurve) -> tuple[FloatArray, FloatArray]:
-    """Lower convex hull of the weighted residual over sparsity, from (0, 0); the step to 1 stays a segment of its own."""
-    at_probe = curve.residual_at(curve.probe) if math.isfinite(curve.damage) else 0.0
-    scale = curve.damage / at_probe if at_probe > 0 else 1.0 / (curve.signal or 1.0)
-    rising = np.maximum.accumulate(curve.residual) * scale
+    """Lower convex hull of the weighted loss over sparsity, from (0, 0); the step to 1 stays a segment of its own."""
+    loss = _loss(curve.residual, curve.signal)
+    at_probe = float(_loss(np.array([curve.residual_at(curve.probe)]), curve.signal)[0]) if math.isfinite(curve.damage) else 0.0
+    scale = curve.damage / at_probe if at_probe > 0 else 1.0
+    rising = np.maximum.accumulate(loss) * scale
     points = [(0.0, 0.0)]
     for s, y in zip(curve.sparsity.tolist(), rising.tolist(), strict=True):
         while s < 1.0 and len(points) > 1:
@@ -267,6 +272,11 @@ def _convex_hull(curve: ScoreCurve) -> tuple[FloatArray, FloatArray]:
         points.append((1.0, points[-1][1]))
     s_values, y_values = zip(*points, strict=True)
     return np.array(s_values), np.array(y_values)
+
+
+def _loss(residual: FloatArray, signal: float) -> FloatArray:
+    """-log of the share of a layer's signal that survives: shares multiply along a network, so these add up."""
+    return np.asarray(-np.log1p(-np.minimum(residual / (signal or 1.0), DEAD)))
 
 
 AUTO: Final = "auto"

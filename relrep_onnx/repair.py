@@ -109,12 +109,14 @@ class Task:
 class Repair:
     """How a layer is pruned and repaired: `fold` repairs what a mask leaves, `search` finds a mask together with its repair.
 
-    `sums` says that a layer which ends a residual branch aims at the dense sum, so that it makes up for the shortcut's error.
+    `sums` says that a layer which ends a residual branch aims at the dense sum, so that it makes up for the shortcut's error;
+    `dear` that each call solves systems of equations.
     """
 
     fold: Fold
     search: Callable[[Task], RepairedLayer] | None = None
     sums: bool = False
+    dear: bool = False
 
     def __call__(self, task: Task) -> RepairedLayer:
         """Prunes and repairs one layer."""
@@ -193,5 +195,5 @@ REPAIRS: Final[Mapping[str, Repair]] = {
     "variance": Repair(variance),
     "asr": Repair(asr),
     "affine": Repair(affine),
-    "reconstruct": Repair(reconstruct, search_and_reconstruct, sums=True),
+    "reconstruct": Repair(reconstruct, search_and_reconstruct, sums=True, dear=True),
 }

@@ -14,21 +14,14 @@ from typing import Final
 
 import numpy as np
 
-from relrep_onnx.repair import REPAIRS, Pruned, Repair, Task, none
-from relrep_onnx.types import Array, Layer, ScoreCurve
+from relrep_onnx.repair import Fold, Pruned, Repair, Task, none
+from relrep_onnx.types import Array, FloatArray, Layer, ScoreCurve
 
-GRID: Final = (0.2, 0.35, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 1.0)
-FEW: Final = (0.4, 0.6, 0.75, 0.85, 0.92, 0.96, 0.985, 1.0)
-"""The grid for a repair that searches its masks: each point solves systems."""
-CHANNELS: Final = 64
+GRID: Final = (*(n / 20 for n in range(2, 18)), *(n / 100 for n in range(90, 101)))
+FEW: Final = (0.5, 0.75, 0.9, 0.97, 1.0)
+"""Where a repair that solves systems is measured; the rest of the grid is interpolated."""
+CHANNELS: Final = 32
 """A layer with more output channels is scored on so many, evenly spaced, and the sums scaled up: cost is channels * cols^2."""
-
-
-def curve_grid(repair: str, most: float, *, selective: bool) -> tuple[float, ...]:
-    """Sparsities to score a layer at: one where the layer follows its pattern whole or not at all, few where repair is dear."""
-    if selective:
-        return (most,)
-    return FEW if REPAIRS[repair].search is not None else GRID
 
 
 def score_layer(task: Task, repair: Repair, grid: Sequence[float] = GRID) -> ScoreCurve:
@@ -36,27 +29,37 @@ def score_layer(task: Task, repair: Repair, grid: Sequence[float] = GRID) -> Sco
 
     Args:
         task: the layer, with moments of its inputs in the dense network that aim at its dense outputs (`Moments.dense`).
-        repair: the repair whose residual counts; it is given masks, and searches none.
+        repair: the repair whose residual counts, on the masks of the task's scores.
         grid: sparsities, ascending, in (0, 1].
     """
     layer = task.layer
     shown = _spread(layer)
     part = task.moments.only(shown)
     share = layer.rows / len(shown)
-    raw, residual = [], []
-    for sparsity in grid:
-        mask = task.pattern.mask(layer, task.scores, round(sparsity * layer.size))
-        pruned = Pruned(task.weight[shown], mask[shown], part)
-        raw.append(share * float(none(pruned).residual.sum()))
-        residual.append(share * float(repair.fold(pruned).residual.sum()))
+
+    def residuals(fold: Fold, points: Sequence[float]) -> FloatArray:
+        masks = (task.pattern.mask(layer, task.scores, round(s * layer.size))[shown] for s in points)
+        return np.array([share * float(fold(Pruned(task.weight[shown], mask, part)).residual.sum()) for mask in masks])
+
+    measured = FEW if repair.dear and len(grid) > len(FEW) else grid
     return ScoreCurve(
         layer=layer.name,
         size=layer.size,
         signal=float(task.moments.target_variance.sum()),
         sparsity=np.asarray(grid, np.float64),
-        raw=np.array(raw),
-        residual=np.array(residual),
+        raw=residuals(none, grid),
+        residual=interpolate(measured, residuals(repair.fold, measured), grid),
     )
+
+
+def interpolate(points: Sequence[float], values: FloatArray, grid: Sequence[float]) -> FloatArray:
+    """A distortion between the points where it was measured: geometric between them, a power of the sparsity below the first."""
+    x, wanted = np.asarray(points, np.float64), np.asarray(grid, np.float64)
+    if len(x) < 2 or values.min() <= 0:
+        return np.interp(wanted, np.append(0.0, x), np.append(0.0, values))
+    power = max(1.0, float(np.log(values[1] / values[0]) / np.log(x[1] / x[0])))
+    below = values[0] * (np.minimum(wanted, x[0]) / x[0]) ** power
+    return np.asarray(np.where(wanted < x[0], below, np.exp(np.interp(wanted, x, np.log(values)))))
 
 
 def _spread(layer: Layer) -> Array:

@@ -25,8 +25,10 @@ from relrep_onnx.types import BudgetError, RepairedLayer
 from relrep_onnx.verify import Fidelity, Limit, Metric, compare_outputs, float_outputs, run_metric
 
 CANDIDATES: Final = ("rr-curve", "global", "lamp", "erk")
-"""What `auto` tries; of equals the first."""
-SHARE: Final = 4
+"""What `auto` tries;"""
+MARGIN: Final = 0.95
+"""the first one stays unless another's error is below this share of its own: trials on few samples are noisy."""
+SHARE: Final = 8
 """The trials see one in so many of the calibration batches,"""
 FEWEST: Final = 64
 """but at least so many samples, if there are."""
@@ -107,7 +109,8 @@ def choose_allocator(job: Job, layers: Sequence[Candidate], targets: TargetStore
             seen[key] = error if math.isfinite(error) else math.inf
         errors[name] = seen[key]
     job.settings.progress("choose", len(CANDIDATES), len(CANDIDATES))
-    return Choice(min(errors, key=lambda name: errors[name]), errors)
+    first, best = CANDIDATES[0], min(errors, key=lambda name: errors[name])
+    return Choice(best if errors[best] < MARGIN * errors[first] else first, errors)
 
 
 def largest_sparsity(

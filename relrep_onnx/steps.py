@@ -20,7 +20,7 @@ from relrep_onnx.job import Job, quiet
 from relrep_onnx.moments import Moments
 from relrep_onnx.repair import REPAIRS, Repair, Task
 from relrep_onnx.runtime import Session
-from relrep_onnx.score import curve_grid, score_layer
+from relrep_onnx.score import GRID, score_layer
 from relrep_onnx.statistics import dense_statistics
 from relrep_onnx.types import CalibrationError, FloatArray, Layer, Progress, RepairedLayer, ScoreCurve
 
@@ -82,7 +82,7 @@ def score(
         task = Task(layer, weight, job.saliency(weight), job.pattern, limit, Moments.dense(dense.inputs, weight))
         most = limit / layer.size
         with naming(layer):
-            curve = score_layer(task, repair, curve_grid(job.config.repair, most, selective=job.pattern.selective))
+            curve = score_layer(task, repair, (most,) if job.pattern.selective else GRID)
             at = most if job.pattern.selective else probe
             trial = repair(replace(task, zeros=round(at * layer.size)))
         scored[layer.name] = Scored(layer, replace(curve, probe=at, damage=damage.of(layer, trial)), dense.macs)
