@@ -11,6 +11,7 @@ semi-definite.  While there are fewer rows than columns the rows themselves are 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,9 +19,11 @@ from typing import Final
 
 import numpy as np
 
-from relrep_onnx.types import Array, FloatArray
+from relrep_onnx.types import Array, CalibrationError, FloatArray
 
 STRIP: Final = 256
+DAMPING: Final = 1e-2
+DAMPING_LIMIT: Final = 1e3
 
 
 def row_dots(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -49,6 +52,32 @@ class Covariance:
         if self.factor is None:
             raise ValueError("a covariance needs a matrix or a factor")
         return np.asarray(self.factor.swapaxes(1, 2) @ self.factor) / max(self.count, 1)
+
+    @cached_property
+    def ridge(self) -> tuple[FloatArray, float]:
+        """Lambda of each group, float64[groups], that makes H + lambda I positive definite, and the damping it took.
+
+        Lambda is the damping times the mean diagonal of H: DAMPING, raised tenfold until a Cholesky factor exists.
+
+        Raises:
+            CalibrationError: not even DAMPING_LIMIT is enough.
+        """
+        gram = self.gram
+        places = np.arange(gram.shape[1])
+        scale = np.einsum("gcc->g", gram) / gram.shape[1]
+        scale = np.where(scale > 0, scale, 1.0)
+        damping = DAMPING
+        while damping <= DAMPING_LIMIT:
+            shifted = gram.copy()
+            shifted[:, places, places] += damping * scale[:, None]
+            with contextlib.suppress(np.linalg.LinAlgError):
+                if np.isfinite(np.linalg.cholesky(shifted)).all():
+                    return damping * scale, damping
+            damping *= 10
+        raise CalibrationError(
+            f"the Gram matrix of its inputs is not positive definite even with a damping of {DAMPING_LIMIT:g}; "
+            "check the scale of the calibration data, exclude the layer, or use another repair"
+        )
 
     def part(self, columns: slice) -> Covariance:
         """The covariance of some of the inputs."""

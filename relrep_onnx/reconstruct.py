@@ -22,12 +22,9 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from relrep_onnx.moments import Covariance, Moments, row_dots
-from relrep_onnx.types import BoolArray, CalibrationError, FloatArray
+from relrep_onnx.moments import DAMPING, Covariance, Moments, row_dots
+from relrep_onnx.types import BoolArray, FloatArray
 
-DAMPING: Final = 1e-2
-"""lambda as a share of the mean diagonal of H; raised tenfold until A is positive definite, up to DAMPING_LIMIT."""
-DAMPING_LIMIT: Final = 1e3
 BLOCK: Final = 5120
 SWEEPS: Final = 2
 """How often a layer of several blocks goes through them."""
@@ -115,7 +112,7 @@ def least_squares(weight: FloatArray, mask: BoolArray, moments: Moments, choose:
                 others = current.copy()
                 others[:, part] = 0.0
                 inputs, linear = moments.inputs.part(part), linear - moments.inputs.apply(others, part)
-            ridge, needed = _ridge(inputs)
+            ridge, needed = inputs.ridge
             damping = max(damping, needed)
             ridge = ridge.repeat(len(weight) // len(ridge))
             ridges[:, part] = ridge[:, None]
@@ -178,27 +175,6 @@ def search(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray], dens
             break
         rho *= next(growth for share, growth in GROWTH if changed > share)
     return mask, (kept * unit).astype(np.float64).reshape(mask.shape)
-
-
-def _ridge(inputs: Covariance) -> tuple[FloatArray, float]:
-    """Lambda of each group, float64[groups], and the damping it took to make every H + lambda I positive definite."""
-    gram = inputs.gram
-    scale = np.einsum("gcc->g", gram) / gram.shape[1]
-    scale = np.where(scale > 0, scale, 1.0)
-    damping = DAMPING
-    while damping <= DAMPING_LIMIT:
-        shifted = gram.copy()
-        shifted[:, np.arange(gram.shape[1]), np.arange(gram.shape[1])] += damping * scale[:, None]
-        try:
-            if np.isfinite(np.linalg.cholesky(shifted)).all():
-                return damping * scale, damping
-        except np.linalg.LinAlgError:
-            pass
-        damping *= 10
-    raise CalibrationError(
-        "the Gram matrix of its inputs is not positive definite even with a damping of "
-        f"{DAMPING_LIMIT:g}; check the scale of the calibration data, exclude the layer, or use another repair"
-    )
 
 
 def _row_by_row(quadratic: Quadratic, mask: BoolArray) -> FloatArray:

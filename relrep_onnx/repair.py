@@ -24,8 +24,8 @@ from typing import Final
 import numpy as np
 
 from relrep_onnx.masks import Pattern
-from relrep_onnx.moments import Moments, row_dots
-from relrep_onnx.reconstruct import DAMPING, Solution, least_squares
+from relrep_onnx.moments import DAMPING, Moments, row_dots
+from relrep_onnx.reconstruct import Solution, least_squares
 from relrep_onnx.types import BoolArray, FloatArray, Layer, RepairedLayer
 
 # A pruned channel is constant but for rounding where its variance is below this share of the dense one's,

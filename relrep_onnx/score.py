@@ -18,7 +18,7 @@ from relrep_onnx.repair import Fold, Pruned, Repair, Task, none
 from relrep_onnx.types import Array, FloatArray, Layer, ScoreCurve
 
 GRID: Final = (*(n / 20 for n in range(2, 18)), *(n / 100 for n in range(90, 101)))
-FEW: Final = (0.5, 0.75, 0.9, 0.97, 1.0)
+FEW: Final = (0.6, 0.8, 0.92, 0.97, 1.0)
 """Where a repair that solves systems is measured; the rest of the grid is interpolated."""
 CHANNELS: Final = 32
 """A layer with more output channels is scored on so many, evenly spaced, and the sums scaled up: cost is channels * cols^2."""
@@ -41,21 +41,21 @@ def score_layer(task: Task, repair: Repair, grid: Sequence[float] = GRID) -> Sco
         masks = (task.pattern.mask(layer, task.scores, round(s * layer.size))[shown] for s in points)
         return np.array([share * float(fold(Pruned(task.weight[shown], mask, part)).residual.sum()) for mask in masks])
 
-    measured = FEW if repair.dear and len(grid) > len(FEW) else grid
+    points = FEW if repair.dear and len(grid) > len(FEW) else grid
     return ScoreCurve(
         layer=layer.name,
         size=layer.size,
         signal=float(task.moments.target_variance.sum()),
         sparsity=np.asarray(grid, np.float64),
-        raw=residuals(none, grid),
-        residual=interpolate(measured, residuals(repair.fold, measured), grid),
+        raw=interpolate(points, residuals(none, points), grid),
+        residual=interpolate(points, residuals(repair.fold, points), grid),
     )
 
 
 def interpolate(points: Sequence[float], values: FloatArray, grid: Sequence[float]) -> FloatArray:
     """A distortion between the points where it was measured: geometric between them, a power of the sparsity below the first."""
     x, wanted = np.asarray(points, np.float64), np.asarray(grid, np.float64)
-    if len(x) < 2 or values.min() <= 0:
+    if len(x) < 2 or len(x) == len(wanted) or values.min() <= 0:
         return np.interp(wanted, np.append(0.0, x), np.append(0.0, values))
     power = max(1.0, float(np.log(values[1] / values[0]) / np.log(x[1] / x[0])))
     below = values[0] * (np.minimum(wanted, x[0]) / x[0]) ** power
