@@ -33,9 +33,9 @@ Path = Callable[[float], FloatArray]
 class Candidate:
     """One layer as an allocator sees it.
 
-    `weight` holds magnitudes, and both it and `saliency` what a weight matters as part of its block of the pattern.  `cost` is what
-    one weight counts in the budget's unit, `zeros` how many are zero already, `limit` the most the pattern allows, and `step` how
-    many zeros come at a time.
+    `weight` holds magnitudes, and both it and `saliency` what a weight matters as part of its block of the pattern.  `cost` is
+    what one weight counts in the budget's unit, `zeros` how many are zero already, `limit` the most the pattern allows, and
+    `step` how many zeros come at a time.
     """
 
     layer: Layer
@@ -50,6 +50,8 @@ class Candidate:
 
 DEAD: Final = 0.98
 """A layer with a larger share of noise counts as if it had this one."""
+NOISELESS: Final = 1e-12
+"""A loss at the probe below this is rounding, and says nothing about the damage that was measured."""
 
 Allocator = Callable[[Sequence[Candidate], Budget], Path]
 
@@ -162,14 +164,23 @@ def settle(path: Path, candidates: Sequence[Candidate], budget: Budget) -> dict[
     low, high, goal = _limits(candidates, budget, sizes, costs)
 
     def zeros(level: float) -> FloatArray:
-        return np.asarray(np.clip(np.rint(path(level) * sizes / steps) * steps, low, high), np.int64)
+        wanted = path(level) * sizes
+        # What is full is full, though the bound is no multiple of the step.
+        rounded = np.where(wanted > high - 0.5, high, np.rint(wanted / steps) * steps)
+        return np.asarray(np.clip(rounded, low, high), np.int64)
 
     below, above = _bisect(lambda level: float(costs @ zeros(level)), goal)
     # Several layers may gain a weight at the same level: take as many of them as the goal needs, in an order that never changes,
     # so that a higher goal never takes a zero away.
-    counts = _approach(zeros(below), zeros(below), zeros(above), costs, steps, goal, math.floor)
-    # Where costs differ, single weights close what is left: from below, or from above where the cheap layers are full.
-    ways = [_approach(counts, low, high, costs, steps, goal, whole) for whole in (math.floor, math.ceil)]
+    least, most = zeros(below), zeros(above)
+    counts = _approach(least, least, most, costs, steps, goal, math.floor)
+    # Single steps close what is left: from below, from above with a layer that gains at this level, or, where costs differ, from
+    # above with any layer.  The first of the closest.
+    ways = [
+        _approach(counts, low, high, costs, steps, goal, math.floor),
+        _approach(counts, least, most, costs, steps, goal, math.ceil),
+        _approach(counts, low, high, costs, steps, goal, math.ceil),
+    ]
     counts = min(ways, key=lambda way: abs(goal - float(costs @ way)))
     return dict(zip((c.layer.name for c in candidates), counts.tolist(), strict=True))
 
@@ -183,11 +194,19 @@ def _approach(
     goal: float,
     whole: Callable[[float], int],
 ) -> FloatArray:
-    """Adds or takes whole steps within bounds, dearest layers first, so that the summed cost comes close to the goal."""
+    """Adds or takes whole steps within bounds, dearest layers first, so that the summed cost comes close to the goal.
+
+    A layer that leaves a bound goes on to a multiple of its step.
+    """
     counts = counts.copy()
     for i in np.argsort(-costs, kind="stable"):
-        missing = whole((goal - float(costs @ counts)) / (costs[i] * steps[i])) * steps[i]
-        counts[i] = np.clip(counts[i] + missing, low[i], high[i])
+        missing = (goal - float(costs @ counts)) / costs[i]
+        if counts[i] + missing >= high[i]:
+            counts[i] = high[i]
+        elif whole(missing / steps[i]):
+            beyond = counts[i] % steps[i]
+            counts[i] += whole((missing + beyond) / steps[i]) * steps[i] - beyond
+            counts[i] = np.clip(counts[i], low[i], high[i])
     return counts
 
 
@@ -204,6 +223,12 @@ def _limits(
     # Zeros that are there already count; where they exceed the goal there is nothing left to prune.
     limit = np.array([c.limit for c in candidates])
     high = np.maximum(np.minimum(sizes * [budget.layers.get(name, budget.ceiling) for name in names], limit), present)
+    for name, size, lowest, highest in zip(names, sizes, low, high, strict=True):
+        if lowest > highest + 1e-9 * size:
+            raise BudgetError(
+                f"layer {name!r} cannot have a sparsity of {lowest / size:g}: the pattern allows {highest / size:.10g}"
+            )
+    low = np.minimum(low, high)
     total = float(costs @ sizes)
     goal = budget.sparsity * total
     least, most = float(costs @ low), float(costs @ high)
@@ -258,7 +283,7 @@ def _convex_hull(curve: ScoreCurve) -> tuple[FloatArray, FloatArray]:
     """Lower convex hull of the weighted loss over sparsity, from (0, 0); the step to 1 stays a segment of its own."""
     loss = _loss(curve.residual, curve.signal)
     at_probe = float(_loss(np.array([curve.residual_at(curve.probe)]), curve.signal)[0]) if math.isfinite(curve.damage) else 0.0
-    scale = curve.damage / at_probe if at_probe > 0 else 1.0
+    scale = curve.damage / at_probe if at_probe > NOISELESS else 1.0
     rising = np.maximum.accumulate(loss) * scale
     points = [(0.0, 0.0)]
     for s, y in zip(curve.sparsity.tolist(), rising.tolist(), strict=True):

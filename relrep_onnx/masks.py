@@ -1,15 +1,16 @@
 """Saliency, and sparsity patterns that turn it into a mask with the asked number of zeros.
 
-Every pattern is the same thing: blocks of R output channels by C input channels (at one position of the kernel, inside one group),
-and a block that is pruned keeps its K best weights.
+Every pattern is the same thing: blocks of R output channels by C input channels (at one position of the kernel, inside one
+group), and a block that is pruned keeps its K best weights.
 
     unstructured = 1 x 1, K = 0        N:M = 1 x M, K = N        RxC = R x C, K = 0
 
-Blocks go in the order of the mean square of what they lose, the cheapest first.  A mask is True where a weight is kept.  Masks are
-rank based: the count is met however many saliencies tie, and ties are broken by position, so the same input gives the same mask.
+Blocks go in the order of the mean square of what they lose, the cheapest first.  A mask is True where a weight is kept.  Masks
+are rank based: the count is met however many saliencies tie, and ties are broken by position, so the same input gives the same
+mask.
 
-At ragged edges a block is padded with weights that are zero already: a narrow block of N:M keeps N weights, if it has as many; one
-of RxC is what is left of it.  So the zeros of a mask are the asked number, or less by less than one block.
+At ragged edges a block is padded with weights that are zero already: a narrow block of N:M keeps N weights, if it has as many;
+one of RxC is what is left of it.  So the zeros of a mask are the asked number, or less by less than one block.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from typing import Final, Protocol
 import numpy as np
 
 from relrep_onnx.moments import DAMPING, Covariance, Moments, row_dots
+from relrep_onnx.swaps import exchange
 from relrep_onnx.types import BoolArray, FloatArray
 
 BLOCK: Final = 5120
@@ -33,6 +34,8 @@ RHO: Final = 0.1
 GROWTH: Final = ((0.1, 1.1), (0.005, 1.07), (0.0, 1.03))
 """How fast rho grows while more than this share of the survivors changed in a step."""
 SEARCH_STEPS: Final = 100
+EXCHANGED: Final = 2048
+"""Layers of at most so many weights go on searching by exchanges; on larger ones these cost much and gain nothing."""
 
 DIRECT_SHARE: Final = 40
 """Rows are solved one by one while that is cheaper than so many products of all rows with H."""
@@ -64,6 +67,14 @@ class Quadratic:
         return len(self.linear) // len(self.inputs.mean)
 
     @property
+    def matrices(self) -> FloatArray:
+        """A of each group: float64[groups, columns, columns]."""
+        shifted = self.inputs.gram.copy()
+        places = np.arange(shifted.shape[1])
+        shifted[:, places, places] += self.ridge[:: self.per_group, None]
+        return shifted
+
+    @property
     def diagonal(self) -> FloatArray:
         """The diagonal of A as each row sees it: float64[rows, columns]."""
         diagonal = np.asarray(np.einsum("gcc->gc", self.inputs.gram))
@@ -87,7 +98,15 @@ class Solution:
     damping: float
 
 
-def least_squares(weight: FloatArray, mask: BoolArray, moments: Moments, choose: Choose | None = None, step: int = 1) -> Solution:
+def least_squares(
+    weight: FloatArray,
+    mask: BoolArray,
+    moments: Moments,
+    choose: Choose | None = None,
+    *,
+    step: int = 1,
+    exchanges: bool = False,
+) -> Solution:
     """The survivors of a mask by ridge least squares; with `choose`, the mask is searched and the given one is where it starts.
 
     Args:
@@ -96,6 +115,7 @@ def least_squares(weight: FloatArray, mask: BoolArray, moments: Moments, choose:
         moments: of the inputs the layer gets, aiming at the outputs it should give.
         choose: makes a mask of scores, see `Choose`; None keeps the mask.
         step: blocks of columns begin at its multiples, so that `choose` can keep its own blocks whole.
+        exchanges: any weight may survive in place of any other, so that small layers may go on searching by exchanges.
 
     Raises:
         CalibrationError: no damping makes the Gram matrix positive definite.
@@ -119,7 +139,11 @@ def least_squares(weight: FloatArray, mask: BoolArray, moments: Moments, choose:
             quadratic = Quadratic(inputs, ridge, linear + ridge[:, None] * weight[:, part])
             start = current[:, part]
             if choose is not None and sweep == 0:
-                mask[:, part], start = search(quadratic, partial(choose, columns=part), weight[:, part])
+                own = partial(choose, columns=part)
+                found, start = search(quadratic, own, weight[:, part])
+                if exchanges and weight.size <= EXCHANGED:
+                    found = polished(quadratic, [found, mask[:, part], one_shot(quadratic, own)])
+                mask[:, part] = found
             current[:, part] = solve(quadratic, mask[:, part], start)
     fit = row_dots(moments.inputs.apply(current) - 2 * moments.cross, current).sum()
     return Solution(current, mask, float(fit + (ridges * (current - weight) ** 2).sum()), damping)
@@ -130,6 +154,20 @@ def column_blocks(cols: int, step: int = 1) -> list[slice]:
     count = -(-cols // BLOCK)
     width = -(-cols // (count * step)) * step
     return [slice(start, min(start + width, cols)) for start in range(0, cols, width)]
+
+
+def one_shot(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray]) -> BoolArray:
+    """The support of one round of Optimal Brain Surgeon: what costs least to remove, w_j^2 / [A^-1]_jj, from the full solution."""
+    everything = np.ones(quadratic.linear.shape, np.bool_)
+    inverse = np.linalg.inv(quadratic.matrices)
+    cost = np.einsum("gcc->gc", inverse).repeat(quadratic.per_group, axis=0)
+    return choose(np.abs(_row_by_row(quadratic, everything)) / np.sqrt(cost))
+
+
+def polished(quadratic: Quadratic, starts: list[BoolArray]) -> BoolArray:
+    """The best support that exchanges of single weights reach from any of the starts."""
+    ends = [exchange(quadratic.matrices, quadratic.linear, mask) for mask in starts]
+    return min(ends, key=lambda mask: -float((quadratic.linear * _row_by_row(quadratic, mask)).sum()))
 
 
 def solve(quadratic: Quadratic, mask: BoolArray, start: FloatArray) -> FloatArray:

@@ -169,7 +169,8 @@ def search_and_reconstruct(task: Task) -> RepairedLayer:
         return pattern.mask(replace(layer, cols=scores.shape[1]), scores, zeros)
 
     plain = least_squares(task.weight, start.mask, task.moments)
-    found = least_squares(task.weight, start.mask, task.moments, choose, layer.kernel * pattern.cols)
+    step, free = layer.kernel * pattern.cols, pattern.step == 1 and not pattern.selective
+    found = least_squares(task.weight, start.mask, task.moments, choose, step=step, exchanges=free)
     if found.objective > plain.objective:
         return _matched(plain, task.moments)
     searched, simple = _matched(found, task.moments), _matched(plain, task.moments)

@@ -55,8 +55,8 @@ def score_layer(task: Task, repair: Repair, grid: Sequence[float] = GRID) -> Sco
 def interpolate(points: Sequence[float], values: FloatArray, grid: Sequence[float]) -> FloatArray:
     """A distortion between the points where it was measured: geometric between them, a power of the sparsity below the first."""
     x, wanted = np.asarray(points, np.float64), np.asarray(grid, np.float64)
-    if len(x) < 2 or len(x) == len(wanted) or values.min() <= 0:
-        return np.interp(wanted, np.append(0.0, x), np.append(0.0, values))
+    if len(x) < 2 or np.array_equal(x, wanted) or values.min() <= 0:
+        return np.asarray(np.interp(wanted, np.append(0.0, x), np.append(0.0, values)))
     power = max(1.0, float(np.log(values[1] / values[0]) / np.log(x[1] / x[0])))
     below = values[0] * (np.minimum(wanted, x[0]) / x[0]) ** power
     return np.asarray(np.where(wanted < x[0], below, np.exp(np.interp(wanted, x, np.log(values)))))

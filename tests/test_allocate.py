@@ -14,12 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relrep_onnx.allocate import ALLOCATORS, Candidate, allocate
-from relrep_onnx.masks import unit_row_magnitude
+from relrep_onnx.allocate import ALLOCATORS, DEAD, Candidate, allocate, whole_layers
+from relrep_onnx.masks import pattern_named, unit_row_magnitude
 from relrep_onnx.types import Budget, BudgetError, ConfigError, Contraction, FloatArray, Layer, ScoreCurve, Unit, Window
 
 NAMES = ["uniform", "global", "erk", "lamp", "rr", "rr-curve"]
 GRID = np.array([0.25, 0.5, 0.75, 0.9, 1.0])
+SIGNAL = 4.0
 
 
 def layer_of(name: str, rows: int, cols: int, kernel: tuple[int, ...] = ()) -> Layer:
@@ -35,6 +36,8 @@ def candidate(
     seed: int = 0,
     cost: float = 1.0,
     zeros: int = 0,
+    limit: int | None = None,
+    step: int = 1,
     kernel: tuple[int, ...] = (),
     residual: Sequence[float] = (0.1, 0.3, 0.8, 1.5, 4.0),
     damage: float = math.nan,
@@ -43,8 +46,17 @@ def candidate(
     weight = rng.normal(size=rows * cols)
     weight[rng.permutation(weight.size)[:zeros]] = 0.0
     weight = weight.reshape(rows, cols)
-    curve = ScoreCurve(name, weight.size, 4.0, GRID, 2 * np.array(residual), np.array(residual), 0.5, damage)
-    return Candidate(layer_of(name, rows, cols, kernel), weight, unit_row_magnitude(weight), curve, cost)
+    curve = ScoreCurve(name, weight.size, SIGNAL, GRID, 2 * np.array(residual), np.array(residual), 0.5, damage)
+    return Candidate(
+        layer=layer_of(name, rows, cols, kernel),
+        weight=np.abs(weight),
+        saliency=unit_row_magnitude(weight),
+        curve=curve,
+        cost=cost,
+        zeros=weight.size - int(np.count_nonzero(weight)),
+        limit=weight.size if limit is None else limit,
+        step=step,
+    )
 
 
 def cost_of(zeros: Mapping[str, int], candidates: Sequence[Candidate]) -> float:
@@ -89,7 +101,7 @@ def budgets(draw: Any, candidates: Sequence[Candidate], unit: Unit = "weights") 
 def bounds(c: Candidate, budget: Budget) -> tuple[float, float]:
     """The layer's bounds in weights; zeros that are there already stay."""
     low = budget.layers.get(c.layer.name, budget.floor) * c.layer.size
-    high = budget.layers.get(c.layer.name, budget.ceiling) * c.layer.size
+    high = min(budget.layers.get(c.layer.name, budget.ceiling) * c.layer.size, c.limit)
     return max(low, c.zeros), max(high, c.zeros)
 
 
@@ -98,7 +110,7 @@ def check_bounds(zeros: Mapping[str, int], candidates: Sequence[Candidate], budg
     for c in candidates:
         low, high = bounds(c, budget)
         assert low - 1 < zeros[c.layer.name] < high + 1
-        assert c.zeros <= zeros[c.layer.name] <= c.layer.size
+        assert c.zeros <= zeros[c.layer.name] <= max(c.limit, c.zeros)
 
 
 def possible(candidates: Sequence[Candidate], budget: Budget) -> tuple[float, float]:
@@ -341,22 +353,32 @@ def test_rr_of_layers_that_repair_mends_fully() -> None:
     assert allocate(ALLOCATORS["rr"], [scored(n, 1.0, 0.0) for n in "ab"], Budget(0.6)) == {"a": 60, "b": 60}
 
 
+def losses(c: Candidate) -> FloatArray:
+    """What a layer loses at the points of its curve, in rr-curve's own terms before it weighs the layers."""
+    return np.array([-math.log(1 - min(r / SIGNAL, DEAD)) for r in c.curve.residual.tolist()])
+
+
 def weighted(c: Candidate, zeros: int) -> float:
-    """What pruning a layer costs in rr-curve's own terms."""
-    return c.curve.damage / c.curve.residual_at(c.curve.probe) * c.curve.residual_at(zeros / c.layer.size)
+    """What pruning a layer costs in rr-curve's own terms, straight between the points of its curve."""
+    loss = float(np.interp(zeros / c.layer.size, [0.0, *GRID], [0.0, *losses(c)]))
+    at_probe = float(losses(c)[GRID.tolist().index(c.curve.probe)])
+    return loss if math.isnan(c.curve.damage) else c.curve.damage / at_probe * loss
 
 
-def convex(name: str, seed: int, cost: float) -> Candidate:
+def convex(name: str, seed: int, cost: float, *, measured: bool = True) -> Candidate:
+    """The loss is convex, so that the allocation by steepness is the optimum."""
     rng = np.random.default_rng(seed)
-    slopes = np.sort(rng.uniform(0.1, 5, size=4))
-    residual = np.append(np.cumsum(slopes * np.diff(GRID[:4], prepend=0.0)), 1e6)  # nobody prunes a layer away
-    return candidate(name, 4, 5, seed=seed, cost=cost, residual=residual.tolist(), damage=float(rng.uniform(0.1, 3)))
+    slopes = np.sort(rng.uniform(0.1, 4, size=4))
+    surviving = np.exp(-np.cumsum(slopes * np.diff(GRID[:4], prepend=0.0)))
+    residual = np.append(SIGNAL * (1 - surviving), 1e6)  # nobody prunes a layer away
+    damage = float(rng.uniform(0.1, 3)) if measured else math.nan
+    return candidate(name, 4, 5, seed=seed, cost=cost, residual=residual.tolist(), damage=damage)
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 9999), sparsity=st.floats(0.05, 0.88), bounded=st.booleans())
-def test_rr_curve_is_the_optimum_in_weights(seed: int, sparsity: float, bounded: bool) -> None:
-    candidates = [convex(name, seed + i, 1.0) for i, name in enumerate("abc")]
+@given(seed=st.integers(0, 9999), sparsity=st.floats(0.05, 0.88), bounded=st.booleans(), measured=st.booleans())
+def test_rr_curve_is_the_optimum_in_weights(seed: int, sparsity: float, bounded: bool, measured: bool) -> None:
+    candidates = [convex(name, seed + i, 1.0, measured=measured) for i, name in enumerate("abc")]
     low, high = (1, 18) if not bounded or sparsity > 0.7 else (2, 15)
     goal = round(sparsity * 60)
     if not 3 * low <= goal <= 3 * high:
@@ -389,6 +411,29 @@ def test_rr_curve_is_the_optimum_in_macs(seed: int, sparsity: float) -> None:
     assert reached <= 1.01 * bound + 2 * max(rise * cost for rise, cost in rises)
 
 
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 9999), cuts=st.lists(st.integers(0, 3), min_size=3, max_size=3))
+def test_without_measured_damage_rr_curve_keeps_the_largest_product_of_surviving_shares(seed: int, cuts: list[int]) -> None:
+    """Whole quarters, so that every choice is a point of the curves."""
+    candidates = [convex(name, seed + i, 1.0, measured=False) for i, name in enumerate("abc")]
+    surviving = [[1.0, *(1 - c.curve.residual / SIGNAL).tolist()] for c in candidates]
+    choices = [ns for ns in itertools.product(range(4), repeat=3) if sum(ns) == sum(cuts)]
+    best = max(math.prod(shares[n] for shares, n in zip(surviving, ns, strict=True)) for ns in choices)
+    zeros = allocate(ALLOCATORS["rr-curve"], candidates, Budget(sum(cuts) / 12, ceiling=0.75))
+    reached = [zeros[c.layer.name] // 5 for c in candidates]
+    assert {n % 5 for n in zeros.values()} == {0}
+    assert math.prod(shares[n] for shares, n in zip(surviving, reached, strict=True)) == pytest.approx(best, rel=1e-9)
+
+
+def test_rr_curve_counts_no_layer_as_worse_than_dead() -> None:
+    """Past a share of noise of 98 % it does not matter by how much."""
+    few, many = [candidate("a", residual=(1.0, 2.0, 3.0, over, over)) for over in (3.92, 4e6)]
+    other = candidate("b", seed=1, residual=(0.5, 1.5, 3.5, 3.8, 3.9))
+    for sparsity in np.linspace(0, 1, 15).tolist():
+        zeros = [allocate(ALLOCATORS["rr-curve"], [first, other], Budget(sparsity)) for first in (few, many)]
+        assert zeros[0] == zeros[1]
+
+
 def test_rr_curve_prunes_no_layer_away_while_others_have_weights() -> None:
     free = candidate("free", 10, 10, residual=(0.0, 0.0, 0.0, 0.0, 0.0), damage=0.0)
     dear = candidate("dear", 10, 10, residual=(1.0, 2.0, 3.0, 4.0, 5.0), damage=1.0)
@@ -407,3 +452,197 @@ def test_rr_curve_takes_the_hull_of_a_curve_that_falls() -> None:
     bumpy = candidate("bumpy", 10, 10, residual=(3.0, 1.0, 2.0, 1.5, 9.0), damage=1.0)
     zeros = allocate(ALLOCATORS["rr-curve"], [bumpy, candidate("b", 10, 10, seed=1, damage=1.0)], Budget(0.5))
     assert sum(zeros.values()) == 100
+
+
+@st.composite
+def stepped(draw: Any, *, present: bool = False) -> list[Candidate]:
+    """Networks whose layers take zeros some at a time, up to a limit that need not be a multiple."""
+    made = []
+    for c in draw(networks(present=present)):
+        limit = draw(st.sampled_from([c.layer.size, c.layer.size, c.layer.size // 2, 3 * c.layer.size // 4 + 1, 1]))
+        made.append(dataclasses.replace(c, limit=min(limit, c.layer.size), step=draw(st.sampled_from([1, 2, 3, 4, 4, 8]))))
+    return made
+
+
+def check_steps(zeros: Mapping[str, int], candidates: Sequence[Candidate], budget: Budget) -> None:
+    for c in candidates:
+        count, (low, high) = zeros[c.layer.name], bounds(c, budget)
+        assert count % c.step == 0 or abs(count - low) < 1 or abs(count - high) < 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_weights_are_met_within_a_step(name: str, data: st.DataObject) -> None:
+    candidates = data.draw(stepped())
+    budget = data.draw(budgets(candidates))
+    low, high = possible(candidates, budget)
+    contradictory = any(least > most for least, most in (bounds(c, budget) for c in candidates))
+    if contradictory or not low - 1e-9 <= budget.sparsity <= high + 1e-9:
+        with pytest.raises(BudgetError):
+            allocate(ALLOCATORS[name], candidates, budget)
+        return
+    zeros = allocate(ALLOCATORS[name], candidates, budget)
+    check_bounds(zeros, candidates, budget)
+    check_steps(zeros, candidates, budget)
+    assert abs(sum(zeros.values()) - round(budget.sparsity * total(candidates))) < max(c.step for c in candidates)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=15)
+@given(candidates=stepped(present=True), share=st.floats(0, 1))
+def test_steps_go_on_from_zeros_that_are_there(name: str, candidates: list[Candidate], share: float) -> None:
+    least, most = sum(c.zeros for c in candidates), sum(max(c.limit, c.zeros) for c in candidates)
+    goal = least + round(share * (most - least))
+    budget = Budget(goal / total(candidates))
+    zeros = allocate(ALLOCATORS[name], candidates, budget)
+    check_bounds(zeros, candidates, budget)
+    check_steps(zeros, candidates, budget)
+    assert abs(sum(zeros.values()) - goal) < max(c.step for c in candidates)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=20)
+@given(sparsity=st.floats(0, 1), costs=st.lists(st.sampled_from([1.0, 3.0, 49.0, 196.0]), min_size=3, max_size=3))
+def test_macs_are_met_within_a_step(name: str, sparsity: float, costs: list[float]) -> None:
+    candidates = [candidate(f"l{i}", 16, 40 + 8 * i, seed=i, cost=cost, step=4) for i, cost in enumerate(costs)]
+    zeros = allocate(ALLOCATORS[name], candidates, Budget(sparsity, "macs"))
+    assert {count % 4 for count in zeros.values()} == {0}
+    assert abs(cost_of(zeros, candidates) - sparsity * total(candidates)) <= 4 * min(costs)
+
+
+def test_full_layers_are_full_though_no_multiple_of_the_step() -> None:
+    candidates = [candidate("a", 3, 7, step=4), candidate("b", 5, 9, seed=1, step=4, limit=42)]
+    for name in NAMES:
+        assert allocate(ALLOCATORS[name], candidates, Budget(63 / 66)) == {"a": 21, "b": 42}
+
+
+def test_the_pattern_limits_what_is_possible() -> None:
+    candidates = [candidate("a", limit=12), candidate("b", seed=1, limit=6)]
+    for name in NAMES:
+        assert allocate(ALLOCATORS[name], candidates, Budget(18 / 48)) == {"a": 12, "b": 6}
+        with pytest.raises(BudgetError, match=r"not possible with these layer bounds and this pattern: they allow 0 to 0\.375$"):
+            allocate(ALLOCATORS[name], candidates, Budget(19 / 48))
+    with pytest.raises(BudgetError, match=r"they allow 0\.25 to 0\.375$"):
+        allocate(ALLOCATORS["uniform"], candidates, Budget(0.4, floor=0.25))
+    assert allocate(ALLOCATORS["uniform"], candidates, Budget(0.25, ceiling=0.25)) == {"a": 6, "b": 6}
+
+
+def test_no_layer_can_be_asked_for_more_than_the_pattern_allows() -> None:
+    candidates = [candidate("a", limit=12), candidate("b", seed=1, limit=6)]
+    assert allocate(ALLOCATORS["uniform"], candidates, Budget(0.25, layers={"a": 0.5})) == {"a": 12, "b": 0}
+    for sparsity in (0.25, 0.3):
+        with pytest.raises(BudgetError, match=r"^layer 'a' cannot have a sparsity of 0\.75: the pattern allows 0\.5$"):
+            allocate(ALLOCATORS["uniform"], candidates, Budget(sparsity, layers={"a": 0.75}))
+        with pytest.raises(BudgetError, match=r"^layer 'b' cannot have a sparsity of 0\.3: the pattern allows 0\.25$"):
+            allocate(ALLOCATORS["uniform"], candidates, Budget(sparsity, floor=0.3))
+    # Unless its zeros are there already.
+    full = candidate("a", limit=12, zeros=20)
+    assert allocate(ALLOCATORS["uniform"], [full, candidates[1]], Budget(0.5, floor=0.25, layers={"a": 0.75})) == {
+        "a": 20,
+        "b": 6,
+    }
+
+
+def test_zeros_beyond_the_limit_stay() -> None:
+    candidates = [candidate("a", zeros=20, limit=12), candidate("b", seed=1, limit=12)]
+    for name in NAMES:
+        assert allocate(ALLOCATORS[name], candidates, Budget(0.5)) == {"a": 20, "b": 4}
+
+
+def selective(pattern: str, name: str, rows: int, channels: int, *, kernel: tuple[int, ...] = (), **more: Any) -> Candidate:
+    """A layer as N:M allows it: channels left over may make the limit no multiple of the step."""
+    c = candidate(name, rows, channels * math.prod(kernel), kernel=kernel, **more)
+    return dataclasses.replace(c, limit=pattern_named(pattern).limit(c.layer), step=pattern_named(pattern).step)
+
+
+@st.composite
+def selective_networks(draw: Any) -> list[Candidate]:
+    pattern = draw(st.sampled_from(["2:4", "1:4", "1:8", "3:7", "4:5"]))
+    width = int(pattern.split(":")[1])
+    return [
+        selective(
+            pattern,
+            f"layer{number}",
+            draw(st.integers(1, 6)),
+            draw(st.integers(width, 3 * width)),
+            kernel=draw(st.sampled_from([(), (2, 2)])),
+            seed=draw(st.integers(0, 99)),
+            residual=np.cumsum(draw(st.lists(st.floats(0, 2), min_size=5, max_size=5))).tolist(),
+            damage=draw(st.sampled_from([math.nan, 0.01, 3.0])),
+        )
+        for number in range(draw(st.integers(1, 5)))
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=20)
+@given(candidates=selective_networks(), share=st.floats(0, 1))
+def test_layers_are_pruned_whole_one_after_the_other(name: str, candidates: list[Candidate], share: float) -> None:
+    budget = Budget(share * sum(c.limit for c in candidates) / total(candidates))
+    zeros = allocate(whole_layers(ALLOCATORS[name]), candidates, budget)
+    check_bounds(zeros, candidates, budget)
+    check_steps(zeros, candidates, budget)
+    assert abs(sum(zeros.values()) - round(budget.sparsity * total(candidates))) < candidates[0].step
+    assert sum(0 < zeros[c.layer.name] < c.limit for c in candidates) <= 1
+    # Those go first that the allocator itself prunes most, measured by what the pattern lets them give.
+    free = [dataclasses.replace(c, limit=c.layer.size, step=1) for c in candidates]
+    inner = allocate(ALLOCATORS[name], free, budget)
+    for first, then in itertools.permutations(candidates, 2):
+        doubt = (len(candidates) + 1) * (1 / first.limit + 1 / then.limit)  # the allocation is rounded to weights
+        if inner[first.layer.name] / first.limit > inner[then.layer.name] / then.limit + doubt and zeros[then.layer.name]:
+            assert zeros[first.layer.name] == first.limit
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(deadline=None, max_examples=10)
+@given(candidates=selective_networks())
+def test_whole_layers_take_all_that_the_pattern_allows_or_nothing(name: str, candidates: list[Candidate]) -> None:
+    most = sum(c.limit for c in candidates) / total(candidates)
+    rule = whole_layers(ALLOCATORS[name])
+    assert allocate(rule, candidates, Budget(most)) == {c.layer.name: c.limit for c in candidates}
+    assert allocate(rule, candidates, Budget(0.0)) == {c.layer.name: 0 for c in candidates}
+    if most < 0.99:
+        with pytest.raises(BudgetError, match="this pattern"):
+            allocate(rule, candidates, Budget(most + 0.01))
+
+
+def test_whole_layers_follow_the_allocator() -> None:
+    spared = (1.0, 2.0, 3.0, 3.5, 4.0)
+    candidates = [
+        selective("2:4", "dear", 4, 8, residual=spared, damage=2.0),
+        selective("2:4", "cheap", 4, 8, residual=spared, damage=0.02),
+        selective("2:4", "middling", 4, 8, residual=spared, damage=0.2),
+    ]
+    rule = whole_layers(ALLOCATORS["rr-curve"])
+    assert allocate(rule, candidates, Budget(16 / 96)) == {"dear": 0, "cheap": 16, "middling": 0}
+    assert allocate(rule, candidates, Budget(30 / 96)) == {"dear": 0, "cheap": 16, "middling": 14}
+    assert allocate(rule, candidates, Budget(40 / 96)) == {"dear": 8, "cheap": 16, "middling": 16}
+    # Alike, they go in their own order; and a layer that must stay dense does.
+    alike = whole_layers(ALLOCATORS["uniform"])
+    assert allocate(alike, candidates, Budget(20 / 96)) == {"dear": 16, "cheap": 4, "middling": 0}
+    assert allocate(alike, candidates, Budget(20 / 96, layers={"dear": 0.0})) == {"dear": 0, "cheap": 16, "middling": 4}
+
+
+def test_whole_layers_leave_no_second_layer_in_between() -> None:
+    # 1:4 takes three at a time: a budget of two more than the first layer has goes to the second, not to the third.
+    candidates = [selective("1:4", name, 1, 8, damage=damage) for name, damage in (("c", 3.0), ("a", 0.01), ("b", 0.1))]
+    rule = whole_layers(ALLOCATORS["rr-curve"])
+    assert allocate(rule, candidates, Budget(8 / 24)) == {"c": 0, "a": 6, "b": 3}
+    assert allocate(rule, candidates, Budget(11 / 24)) == {"c": 0, "a": 6, "b": 6}
+    # Two channels left over give one more each: 7 is no multiple of three.
+    candidates = [selective("1:4", name, 1, 10, damage=damage) for name, damage in (("c", 3.0), ("a", 0.01), ("b", 0.1))]
+    assert allocate(rule, candidates, Budget(7 / 30)) == {"c": 0, "a": 7, "b": 0}
+    assert allocate(rule, candidates, Budget(10 / 30)) == {"c": 0, "a": 7, "b": 3}
+    assert allocate(rule, candidates, Budget(17 / 30)) == {"c": 3, "a": 7, "b": 7}
+
+
+@settings(deadline=None, max_examples=15)
+@given(candidates=selective_networks(), share=st.floats(0, 1), cost=st.sampled_from([3.0, 49.0]))
+def test_whole_layers_in_macs(candidates: list[Candidate], share: float, cost: float) -> None:
+    candidates = [dataclasses.replace(c, cost=cost if i % 2 else 1.0) for i, c in enumerate(candidates)]
+    budget = Budget(share * sum(c.limit * c.cost for c in candidates) / total(candidates), "macs")
+    zeros = allocate(whole_layers(ALLOCATORS["global"]), candidates, budget)
+    check_bounds(zeros, candidates, budget)
+    gap = abs(cost_of(zeros, candidates) - budget.sparsity * total(candidates))
+    assert gap <= max(c.cost * c.step for c in candidates)

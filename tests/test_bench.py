@@ -12,15 +12,15 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from relrep_onnx import Config
+from relrep_onnx import Config, allocate, moments, reconstruct, repair
 from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, find_layers
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.types import Selection
-from tools.bench import accuracy, cost
+from tools.bench import accuracy, choices, cost, paper, peer
 from tools.bench.batchnorm import batchnorms, recalibrate
 from tools.bench.data import DATA, HELD_OUT, SUBSETS, TASKS, Array, markdown_table, normalise, subsets, top1, write_json
-from tools.bench.worker import Measurement
+from tools.bench.worker import Measurement, Order
 
 NEEDS_DATA = pytest.mark.skipif(not (DATA / "cifar10_train4660.npz").exists(), reason="the folder of CIFAR-10 files is not there")
 
@@ -140,22 +140,67 @@ def test_json_refuses_nan(tmp_path: Path) -> None:
 
 def test_default_selection_covers_what_it_promises() -> None:
     cases = accuracy.default_cases()
-    assert len(cases) == len(set(cases))
-    for model in ("resnet20_bn", "resnet20_folded"):
-        grid = {(c.allocate, c.sparsity) for c in cases if c.model == model and c.repair == "variance"}
-        assert grid == {(allocator, sparsity) for allocator in ALLOCATORS for sparsity in (0.8, 0.9)}
-    repairs = {c.repair for c in cases if (c.model, c.allocate, c.sparsity) == ("resnet20_bn", "global", 0.8)}
-    assert repairs == {*REPAIRS, "batchnorm"}
+    assert len(cases) == len(set(cases)) == 28
+    defaults = [c for c in cases if (c.allocate, c.repair) == (Config().allocate, Config().repair)]
+    for model in ("resnet20_bn", "resnet20_folded", "resnet20_dynamo18"):
+        grid = {(c.sparsity, c.pattern) for c in defaults if c.model == model}
+        assert grid >= {(0.8, "unstructured"), (0.9, "unstructured"), (0.95, "unstructured"), (None, "2:4")}
+    folded = [c for c in cases if (c.model, c.sparsity, c.pattern) == ("resnet20_folded", 0.9, "unstructured")]
+    assert {c.allocate for c in folded if c.repair == Config().repair} == ALLOCATORS.keys() - {"uniform", "rr"} | {"auto"}
+    assert {c.repair for c in folded if c.allocate == "rr-curve"} == REPAIRS.keys() - {"bias"}
+    patterns = {(c.pattern, c.sparsity) for c in defaults if c.model == "resnet20_folded" and c.pattern != "unstructured"}
+    assert patterns == {("2:4", None), ("1:4", None), ("4x1", 0.9), ("1x4", 0.9)}
+    assert [c.sparsity for c in defaults if c.model == "mlperf_tiny_resnet8"] == [0.5, 0.6, 0.7]
+    assert [c.sparsity for c in defaults if c.model == "fashion"] == [0.8, 0.9]
+    several = {(c.model, c.allocate, c.repair, c.sparsity, c.pattern) for c in cases if c.subsets > 1}
+    usual = "resnet20_folded", Config().allocate, Config().repair
+    assert several == {(*usual, 0.9, "unstructured"), (*usual, 0.95, "unstructured")}
     assert {c.model for c in cases} == TASKS.keys() - {"resnet18_bn"}
+    large = set(accuracy.default_cases(large=True)) - set(cases)
+    assert {(c.model, c.sparsity, c.budget) for c in large} == {("resnet18_bn", 0.9, "weights"), ("resnet18_bn", 0.9, "macs")}
 
 
 def test_chosen_cases_are_every_combination() -> None:
     options = accuracy.parse(["--models", "resnet20_folded", "--allocate", "lamp,erk", "--sparsity", "0.7"])
-    cases = accuracy.chosen_cases(options.models, options.allocate, options.repair, options.sparsity)
+    cases = accuracy.chosen_cases(options.models, options.allocate, options.repair, options.sparsity, subsets=1)
     assert cases == [accuracy.Case("resnet20_folded", name, Config().repair, 0.7) for name in ("lamp", "erk")]
+    options = accuracy.parse(["--models", "fashion", "--pattern", "2:4,4x1", "--budget", "macs"])
+    assert [(c.pattern, c.sparsity, c.budget, c.subsets) for c in accuracy.select(options)] == [
+        ("2:4", None, "macs", 3),
+        ("4x1", 0.8, "macs", 3),
+        ("4x1", 0.9, "macs", 3),
+    ]
 
 
-@pytest.mark.parametrize("arguments", [["--models", "vgg"], ["--repair", "variance,magic"], ["--sparsity", "80"]])
+def test_the_peer_is_left_out_where_it_is_not_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peer, "PACKAGE", "no_such_package_here")
+    fixed = accuracy.select(accuracy.parse(["--subsets", "1"]))
+    assert "not installed" in capsys.readouterr().err
+    assert {c.subsets for c in fixed} == {1}
+    assert peer.PEER not in {c.repair for c in fixed}
+    with pytest.raises(SystemExit):
+        cost.parse(["--peer"])
+    monkeypatch.setattr(peer, "PACKAGE", "onnx")
+    monkeypatch.setattr(peer, "version", lambda name: "1")
+    peers = [c for c in accuracy.select(accuracy.parse([])) if c.repair == peer.PEER]
+    assert [(c.model, c.sparsity) for c in peers] == [
+        ("resnet20_bn", 0.5),
+        ("resnet20_bn", 0.7),
+        ("resnet20_bn", 0.9),
+        ("mlperf_tiny_resnet8", 0.5),
+    ]
+    chosen = accuracy.select(accuracy.parse(["--models", "fashion", "--sparsity", "0.6", "--peer", "--subsets", "1"]))
+    assert [(c.model, c.allocate, c.repair, c.sparsity) for c in chosen] == [
+        ("fashion", Config().allocate, Config().repair, 0.6),
+        ("fashion", "uniform", peer.PEER, 0.6),
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--models", "vgg"], ["--repair", "variance,magic"], ["--sparsity", "80"], ["--pattern", "4:2"]]
+)
 def test_wrong_choices_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         accuracy.parse(arguments)
@@ -164,13 +209,23 @@ def test_wrong_choices_are_refused(arguments: list[str], capsys: pytest.CaptureF
 
 def test_rows() -> None:
     case = accuracy.Case("net", "erk", "asr", 0.8)
-    trials = tuple(accuracy.Trial(score, 0.25, 0.8, 0.5) for score in (0.70, 0.74, 0.81))
-    assert accuracy.Row(case, trials).cells() == ["net", "erk", "asr", "0.80", "3", "75.0", "5.5", "0.250", "80.0", "50.0"]
-    assert accuracy.Row(case, trials[:1]).cells()[5:7] == ["70.0", ""]
+    trials = tuple(
+        accuracy.Trial(score, 0.25, 0.8, 0.5, seconds, "erk") for score, seconds in ((0.70, 2.0), (0.74, 4.0), (0.81, 9.0))
+    )
+    label = ["net", "erk", "asr", "unstructured", "weights", "0.80"]
+    assert accuracy.Row(case, trials).cells() == [*label, "3", "75.0", "5.5", "0.250", "80.0", "50.0", "4.0"]
+    assert accuracy.Row(case, trials[:1]).cells()[7:9] == ["70.0", ""]
     failed = accuracy.Row(case, (), "no").cells()
-    assert failed[5] == "failed"
+    assert failed[7] == "failed"
     assert len(failed) == len(accuracy.HEADER)
     assert len(accuracy.Row(case, trials).cells()) == len(accuracy.HEADER)
+
+
+def test_rows_name_what_auto_chose_and_the_sparsity_that_was_reached() -> None:
+    case = accuracy.Case("net", "auto", "reconstruct", None, "2:4")
+    trials = tuple(accuracy.Trial(0.7, 0.25, 0.4951, 0.5, 1.0, name) for name in ("lamp", "erk", "lamp"))
+    assert accuracy.Row(case, trials).label() == ["net", "auto: lamp, erk", "reconstruct", "2:4", "weights", "0.50"]
+    assert accuracy.Row(case, (), "no").label() == ["net", "auto", "reconstruct", "2:4", "weights", "all"]
 
 
 def test_chain_is_a_valid_model_with_that_many_layers() -> None:
@@ -197,6 +252,99 @@ def test_multiples_are_taken_within_a_round() -> None:
     assert (result.optimize_seconds, result.plain_bytes, result.layers) == (20.0, 100, 2)
     assert len(cost.cost_cells(result)) == len(cost.COST_HEADER)
     assert len(cost.growth_cells(result)) == len(cost.GROWTH_HEADER)
+    assert len(cost.width_cells(result)) == len(cost.WIDTH_HEADER)
+    assert len(cost.samples_cells(result)) == len(cost.SAMPLES_HEADER)
+
+
+def test_the_peer_is_compared_within_a_round() -> None:
+    ours = [Measurement((1.0, 1.0), seconds, 300, 8, 2) for seconds in (2.0, 4.0, 3.0)]
+    theirs = [Measurement((1.0, 2.0), seconds, 300, 0, 0) for seconds in (8.0, 4.0, 9.0)]
+    result = cost.compare("net", 64, 0.9, ours, theirs)
+    assert (result.plain_seconds, result.seconds, result.peer_seconds, result.ratio) == (1.0, 3.0, 8.0, 3.0)
+    assert cost.peer_cells(result) == ["net", "0.90", "64", "1.00", "3.00", "8.00", "3.0"]
+    assert len(cost.peer_cells(result)) == len(cost.PEER_HEADER)
+
+
+def test_costs_are_those_of_the_defaults() -> None:
+    options, order, settings = cost.parse([]), Order("plain", "", "", 1, 32), Config()
+    assert (options.sparsity, options.allocate, options.repair) == (settings.goal, settings.allocate, settings.repair)
+    assert (order.sparsity, order.allocate, order.repair) == (settings.goal, settings.allocate, settings.repair)
+
+
+def test_the_head_of_a_wide_chain_is_no_layer() -> None:
+    layers, _ = find_layers(Graph(cost.chain(2, 512, classes=1)), Selection())
+    assert [layer.cols for layer in layers] == [4608, 4608]
+
+
+@pytest.mark.parametrize("name", choices.VARIANTS)
+def test_each_decision_has_the_package_as_it_is_and_something_else(name: str) -> None:
+    head, variants = choices.VARIANTS[name]
+    assert head
+    assert [change for change in variants.values() if change is None] == [None]
+    assert len(variants) > 1
+
+
+def test_variants_change_what_they_say_and_put_it_back() -> None:
+    usual, before = repair.REPAIRS["reconstruct"], (allocate._loss, repair.variance, moments.DAMPING)
+    with choices.without_sums():
+        assert (repair.REPAIRS["reconstruct"].sums, repair.REPAIRS["reconstruct"].search) == (False, usual.search)
+    with choices.without_search():
+        assert (repair.REPAIRS["reconstruct"].sums, repair.REPAIRS["reconstruct"].search) == (True, None)
+    with choices.without_matching():
+        assert repair.variance is repair.bias
+    with choices.with_plain_loss():
+        np.testing.assert_allclose(allocate._loss(np.array([1.0, 3.0]), 4.0), [0.25, 0.75])
+    with choices.damped(0.5):
+        inputs = moments.Covariance(9, np.zeros((1, 2)), np.eye(2)[None], None)
+        assert inputs.ridge[1] == vars(reconstruct)["DAMPING"] == vars(repair)["DAMPING"] == 0.5
+    assert repair.REPAIRS["reconstruct"] is usual
+    assert (allocate._loss, repair.variance, moments.DAMPING) == before
+
+
+def test_crossing_is_linear_between_the_sparsities() -> None:
+    sparsities = (0.8, 0.9, 1.0)
+    assert paper.crossing(sparsities, (0.9, 0.8, 0.4), 0.6) == pytest.approx(0.95)
+    assert paper.crossing(sparsities, (0.9, 0.8, 0.4), 0.95) == 0.8
+    assert paper.crossing(sparsities, (0.9, 0.8, 0.4), 0.4) is None
+
+
+def sweep() -> list[paper.Point]:
+    scores = {"erk": (0.80, 0.60, 0.20), "global": (0.805, 0.50, 0.50)}
+    return [
+        paper.Point("asr", rule, sparsity, score, 0.5)
+        for rule, values in scores.items()
+        for sparsity, score in zip((0.8, 0.9, 0.95), values, strict=True)
+    ]
+
+
+def test_sweep_names_the_winner_and_whether_its_lead_counts() -> None:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in paper.sweep_table(sweep()).splitlines()[2:]]
+    assert rows == [
+        ["0.80", "80.0 / 0.50", "**80.5** / 0.50", "global", "0.5", "no"],
+        ["0.90", "**60.0** / 0.50", "50.0 / 0.50", "erk", "10.0", "yes"],
+        ["0.95", "20.0 / 0.50", "**50.0** / 0.50", "global", "30.0", "yes"],
+    ]
+
+
+def test_transition_is_where_the_best_allocator_falls() -> None:
+    assert paper.transition(sweep(), 0.8) == "0.841 to above 0.95"
+    assert paper.transition(sweep(), 0.9) == "at or below 0.8 to above 0.95"
+    assert paper.transition(sweep(), 0.5) == "begins above 0.95"
+    assert paper.transition(sweep(), 1.1) == "at or below 0.8 to 0.925"
+
+
+def test_report_of_the_paper_holds_both_parts(tmp_path: Path) -> None:
+    options = paper.parse(["--plot", str(tmp_path / "sweep.png")])
+    forced = [paper.Forcing(0.95, 3, 0.5, 0.147, 0.015, 0.72, 0.705)]
+    text = paper.report(options, 0.8, sweep(), forced)
+    assert "transition (best allocator, 90 % to 50 % of dense): 0.841 to above 0.95" in text
+    assert (
+        "| 0.95     |             50.0 % |          14.7 |             1.5 |    72.0 |            70.5 |         -1.5 |" in text
+    )
+    write_json(tmp_path / "paper.json", paper.figures(options, 0.8, sweep(), forced))
+    assert len(json.loads((tmp_path / "paper.json").read_text())["sweep"]) == 6
+    paper.plot(sweep(), 0.8, options.plot)
+    assert options.plot.stat().st_size > 10_000
 
 
 def test_cost_of_a_small_chain(tmp_path: Path) -> None:

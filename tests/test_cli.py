@@ -304,7 +304,8 @@ def test_help_shows_defaults() -> None:
     text = " ".join(run("optimize", "--help").output.split())
     defaults = Config()
     for value in (
-        defaults.sparsity,
+        defaults.goal,
+        defaults.pattern,
         defaults.allocate,
         defaults.repair,
         defaults.batch_size,

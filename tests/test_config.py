@@ -21,7 +21,9 @@ counts = st.integers(1, 2**40)
 optional_counts = st.none() | counts
 tuples = st.none() | st.lists(finite, max_size=4).map(tuple)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
-    "sparsity": fractions,
+    "sparsity": st.none() | fractions,
+    "max_drop": st.sampled_from([None, "0.1", "top1:5%", "eval:0.01"]),
+    "pattern": st.sampled_from(["unstructured", "2:4", "4x1", "3:7"]),
     "budget": st.sampled_from(["weights", "macs"]),
     "min_layer_sparsity": st.floats(0, 0.5),
     "max_layer_sparsity": st.floats(0.5, 1),
@@ -64,6 +66,8 @@ def test_every_field_is_tried() -> None:
 def test_json_round_trip(values: dict[str, Any]) -> None:
     if "eval" not in values:
         values.pop("min_metric", None)
+    if values.get("sparsity") is not None or ("eval" not in values and values.get("max_drop") == "eval:0.01"):
+        values.pop("max_drop", None)
     config = Config(**values)
     text = config.to_json()
     again = Config.from_json(text)
@@ -105,7 +109,8 @@ def test_not_an_object(text: str) -> None:
 
 WRONG: list[tuple[str, Any]] = [
     ("sparsity", "0.5"),
-    ("sparsity", None),
+    ("max_drop", 0.1),
+    ("pattern", ["2:4"]),
     ("sparsity", True),
     ("sparsity", [0.5]),
     ("sparsity", 10**400),

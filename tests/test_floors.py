@@ -12,28 +12,30 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
-    **dict.fromkeys(("moments", "masks", "patches", "graph", "runtime", "cache"), 1),
-    **dict.fromkeys(("repair", "data", "calibrate", "verify", "inspection"), 2),
-    "config": 3,
+    **dict.fromkeys(("moments", "masks", "swaps", "patches", "graph", "runtime", "cache"), 1),
+    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection"), 2),
+    **dict.fromkeys(("config", "repair"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
     "job": 5,
-    "pipeline": 6,
-    "estimate": 7,
-    "report": 8,
-    "options": 8,
-    "__init__": 9,
-    "cli": 10,
+    "steps": 6,
+    "search": 7,
+    "pipeline": 8,
+    "estimate": 9,
+    "report": 10,
+    "options": 10,
+    "__init__": 11,
+    "cli": 12,
 }
 """A folder is one room; its own modules must import each other in an order without a circle."""
 
 CALIBRATE: Final = {"types", "graph", "runtime", "moments", "patches"}
-CONFIG: Final = {"types", "data", "runtime", "verify"}
+CONFIG: Final = {"types", "data", "masks", "runtime", "verify"}
 LIBRARIES: Final = {
     "onnxruntime": {"runtime"},
-    # In runtime, damage and job as the type that they pass on, and for its version.
-    "onnx": {"graph", "data", "results", "pipeline", "runtime", "damage", "job"},
+    # In runtime, damage, steps, search and job as the type that they pass on, and for its version.
+    "onnx": {"graph", "data", "results", "steps", "search", "runtime", "damage", "job"},
 }
-NUMERIC: Final = {"moments", "masks", "patches", "repair", "score", "allocate"}
+NUMERIC: Final = {"moments", "masks", "swaps", "patches", "reconstruct", "repair", "score", "allocate"}
 
 MODULES: Final = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

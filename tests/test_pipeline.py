@@ -184,7 +184,8 @@ def test_signature_and_foreign_metadata_stay(tmp_path: Path) -> None:
     assert [node.name for node in written.graph.node] == [node.name for node in model.graph.node]
     metadata = {entry.key: entry.value for entry in written.metadata_props}
     assert metadata["author"] == "someone"
-    assert metadata["relrep.allocate"] == result.config.allocate
+    assert metadata["relrep.allocate"] == result.allocator
+    assert metadata["relrep.pattern"] == "unstructured"
 
 
 def test_model_objects_are_not_changed() -> None:
@@ -297,7 +298,7 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
 
 
 KILLED = """
-import os, signal, sys
+import dataclasses, os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from tests.test_pipeline import FAST, FASHION, SAMPLES
@@ -310,7 +311,7 @@ def dying(self, *arguments):
     os.truncate(self.path, 5000)  # as if the disk had not got further
     os.kill(os.getpid(), signal.SIGKILL)
 Staged.write = dying
-optimize(FASHION, sys.argv[2], SAMPLES / "fashion_calib.npz", FAST)
+optimize(FASHION, sys.argv[2], SAMPLES / "fashion_calib.npz", dataclasses.replace(FAST, allocate="uniform"))  # without trials
 """
 
 

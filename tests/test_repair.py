@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relrep_onnx.moments import Moments, MomentStream
-from relrep_onnx.repair import REPAIRS, Pruned, affine, asr, bias, none, variance
+from relrep_onnx.repair import REPAIRS, Pruned, affine, asr, bias, none, reconstruct, variance
 from relrep_onnx.types import BoolArray, FloatArray, RepairedLayer
 
 NAMES = ["none", "bias", "variance", "asr", "affine"]
@@ -41,7 +41,7 @@ class Case:
         return np.asarray((gap**2).mean(axis=0))
 
     def repair(self, name: str) -> RepairedLayer:
-        return REPAIRS[name](Pruned(self.weight, self.mask, self.moments))
+        return REPAIRS[name].fold(Pruned(self.weight, self.mask, self.moments))
 
 
 def case(seed: int, *, n: int = 60, groups: int = 2, cols: int = 8, keep: float = 0.5, drift: float = 0.2) -> Case:
@@ -64,8 +64,9 @@ cases = st.builds(
 
 
 def test_the_table_holds_all_repairs() -> None:
-    assert list(REPAIRS) == NAMES
-    assert list(REPAIRS.values()) == [none, bias, variance, asr, affine]
+    assert list(REPAIRS) == [*NAMES, "reconstruct"]
+    assert [repair.fold for repair in REPAIRS.values()] == [none, bias, variance, asr, affine, reconstruct]
+    assert [name for name, repair in REPAIRS.items() if repair.search or repair.sums or repair.dear] == ["reconstruct"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -165,7 +166,7 @@ def dense_moments(x: FloatArray, weight: FloatArray) -> Moments:
 @pytest.mark.parametrize("n", [5, 60])
 def test_a_full_mask_changes_nothing(name: str, n: int) -> None:
     c = case(4, n=n)
-    repaired = REPAIRS[name](Pruned(c.weight, np.ones_like(c.mask), dense_moments(c.x, c.weight)))
+    repaired = REPAIRS[name].fold(Pruned(c.weight, np.ones_like(c.mask), dense_moments(c.x, c.weight)))
     np.testing.assert_allclose(repaired.weight, c.weight, rtol=1e-12)
     np.testing.assert_allclose(repaired.bias_shift, 0, atol=1e-12)
     np.testing.assert_array_less(repaired.residual, 1e-12 * (c.y**2).mean(axis=0))
@@ -204,7 +205,7 @@ def test_constant_inputs_do_not_scale_rounding_noise(name: str, n: int, kind: ty
             stream.add(row.repeat(count, axis=0))
         weight, mask = rng.normal(size=(8, 12)), rng.random((8, 12)) < 0.3
         moments = Moments.dense(stream.covariance(), weight)
-        repaired = REPAIRS[name](Pruned(weight, mask, moments))
+        repaired = REPAIRS[name].fold(Pruned(weight, mask, moments))
         np.testing.assert_allclose(repaired.weight, np.where(mask, weight, 0), rtol=1e-12)
         if name != "none":
             np.testing.assert_allclose(repaired.residual, 0, atol=1e-20)
@@ -238,7 +239,7 @@ def test_a_target_that_does_not_vary(name: str, value: float) -> None:
 def test_an_all_zero_weight(name: str) -> None:
     c = case(8)
     weight = np.zeros_like(c.weight)
-    repaired = REPAIRS[name](Pruned(weight, c.mask, dense_moments(c.x, weight)))
+    repaired = REPAIRS[name].fold(Pruned(weight, c.mask, dense_moments(c.x, weight)))
     for array in (repaired.weight, repaired.bias_shift, repaired.residual):
         np.testing.assert_array_equal(array, 0)
 
@@ -246,6 +247,6 @@ def test_an_all_zero_weight(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_dead_inputs(name: str) -> None:
     c = case(9)
-    repaired = REPAIRS[name](Pruned(c.weight, c.mask, dense_moments(np.zeros_like(c.x), c.weight)))
+    repaired = REPAIRS[name].fold(Pruned(c.weight, c.mask, dense_moments(np.zeros_like(c.x), c.weight)))
     np.testing.assert_array_equal(repaired.weight, np.where(c.mask, c.weight, 0))
     np.testing.assert_array_equal(repaired.residual, 0)

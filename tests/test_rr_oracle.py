@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import onnx
 import pytest
 from onnx import ModelProto, helper
 
-from relrep_onnx.calibrate import WalkSettings, dense_pass
+from relrep_onnx.calibrate import Feeding, WalkSettings, dense_pass
 from relrep_onnx.graph import Graph, find_layers, read_weight, with_layer
-from relrep_onnx.masks import unit_row_magnitude, unstructured
+from relrep_onnx.masks import PATTERNS, unit_row_magnitude
 from relrep_onnx.moments import Covariance, Moments
-from relrep_onnx.repair import REPAIRS, Pruned
+from relrep_onnx.repair import REPAIRS, Task
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.score import score_layer
-from relrep_onnx.types import Feeds, FloatArray, Layer, Selection
+from relrep_onnx.types import Feeds, FloatArray, Layer, RepairedLayer, Selection
 from tests import models
 from tests.models import ALL, SINGLES, only_layer, random, run
 
@@ -31,7 +32,18 @@ KINDS = [kind for kind in SINGLES if "fp16" not in kind and kind != "matmul1"]
 def moments_of(model: ModelProto, layers: Sequence[Layer], batches: Sequence[Feeds], samples: int) -> dict[str, Covariance]:
     types = {i.name: i.type for i in Session(model.SerializeToString(), RuntimeOptions()).inputs}
     settings = WalkSettings(RuntimeOptions(), types, None, 0, 1 << 40, lambda phase, done, total: None)
-    return {d.layer.name: d.inputs for d in dense_pass(Graph(model), layers, batches, samples, settings)}
+    feeds = Feeding(batches, len(batches), samples, len(batches))
+    return {d.layer.name: d.inputs for d in dense_pass(Graph(model), layers, feeds, settings)}
+
+
+def task_of(model: ModelProto, layer: Layer, inputs: Covariance) -> Task:
+    weight = read_weight(Graph(model), layer)
+    return Task(layer, weight, unit_row_magnitude(weight), PATTERNS["unstructured"], 0, Moments.dense(inputs, weight))
+
+
+def repaired(name: str, task: Task, sparsity: float) -> RepairedLayer:
+    """On the mask of the scores: curves know of no other."""
+    return REPAIRS[name].fold(replace(task, zeros=round(sparsity * task.layer.size)).pruned())
 
 
 def distortion(layer: Layer, dense: Sequence[Any], sparse: Sequence[Any], *, left: bool = False) -> float:
@@ -51,15 +63,13 @@ def test_curves_are_what_pruning_does(kind: str, repair: str) -> None:
     layer = only_layer(model)
     batches: list[Feeds] = [one.feeds, {"x": 2 + random(9, *one.x.shape, dtype=one.x.dtype)}]
     inputs = moments_of(model, [layer], batches, 2)[layer.name]
-    weight = read_weight(Graph(model), layer)
-    curve = score_layer(layer, weight, Moments.dense(inputs, weight), REPAIRS[repair], unstructured, unit_row_magnitude, GRID)
+    task = task_of(model, layer, inputs)
+    curve = score_layer(task, REPAIRS[repair], GRID)
     left = model.graph.node[0].input[0] == "w"
     dense = [run(model, feeds, ["y"])["y"] for feeds in batches]
-    moments = Moments.dense(inputs, weight)
     for i, sparsity in enumerate(GRID):
-        mask = unstructured(unit_row_magnitude(weight), round(sparsity * layer.size))
         for name, wanted in (("none", curve.raw[i]), (repair, curve.residual[i])):
-            sparse = with_layer(model, layer, REPAIRS[name](Pruned(weight, mask, moments)))
+            sparse = with_layer(model, layer, repaired(name, task, sparsity))
             got = distortion(layer, dense, [run(sparse, feeds, ["y"])["y"] for feeds in batches], left=left)
             assert got == pytest.approx(wanted, rel=1e-4, abs=1e-9 * curve.signal)
     assert (curve.rr >= 0).all()
@@ -69,15 +79,7 @@ def test_the_signal_is_the_variance_of_the_output() -> None:
     one = SINGLES["conv2d-groups"]()
     layer = only_layer(one.model)
     inputs = moments_of(one.model, [layer], [one.feeds], 2)[layer.name]
-    curve = score_layer(
-        layer,
-        read_weight(Graph(one.model), layer),
-        Moments.dense(inputs, read_weight(Graph(one.model), layer)),
-        REPAIRS["affine"],
-        unstructured,
-        unit_row_magnitude,
-        GRID,
-    )
+    curve = score_layer(task_of(one.model, layer, inputs), REPAIRS["affine"], GRID)
     y = models.rows_of(layer.shape, layer.op, run(one.model, one.feeds)["y"])
     assert curve.signal == pytest.approx(y.var(axis=0).sum(), rel=1e-4)
     assert curve.raw[-1] == pytest.approx(((y - models.stored(one.model, "b")) ** 2).sum(axis=1).mean(), rel=1e-4)
@@ -91,12 +93,11 @@ def test_a_shared_weight_counts_all_its_users(op: str) -> None:
     # Only this layer is pruned, so what its users read does not change.
     feeds = {"x": random(3, 40, 8)}
     inputs = moments_of(model, [layer], [feeds], 40)[layer.name]
-    weight = read_weight(Graph(model), layer)
-    curve = score_layer(layer, weight, Moments.dense(inputs, weight), REPAIRS["affine"], unstructured, unit_row_magnitude, GRID)
+    task = task_of(model, layer, inputs)
+    curve = score_layer(task, REPAIRS["affine"], GRID)
     dense = run(model, feeds, ["left", "right"])
     for i, sparsity in enumerate(GRID):
-        mask = unstructured(unit_row_magnitude(weight), round(sparsity * layer.size))
-        sparse = with_layer(model, layer, REPAIRS["affine"](Pruned(weight, mask, Moments.dense(inputs, weight))))
+        sparse = with_layer(model, layer, repaired("affine", task, sparsity))
         got = run(sparse, feeds, ["left", "right"])
         errors = [distortion(layer, [dense[name]], [got[name]]) for name in ("left", "right")]
         assert np.mean(errors) == pytest.approx(curve.residual[i], rel=1e-4)
@@ -120,15 +121,13 @@ def test_curves_of_a_trained_network(images: FloatArray, which: int) -> None:
     layer = layers[which]
     batches: list[Feeds] = [{"input": images[:32]}, {"input": images[32:]}]
     inputs = moments_of(model, [layer], batches, len(images))[layer.name]
-    weight = read_weight(Graph(model), layer)
-    curve = score_layer(layer, weight, Moments.dense(inputs, weight), REPAIRS["affine"], unstructured, unit_row_magnitude, GRID)
+    task = task_of(model, layer, inputs)
+    curve = score_layer(task, REPAIRS["affine"], GRID)
     output = layer.uses[0].output
     dense = [run(model, feeds, [output])[output] for feeds in batches]
-    moments = Moments.dense(inputs, weight)
     for i, sparsity in enumerate(GRID):
-        mask = unstructured(unit_row_magnitude(weight), round(sparsity * layer.size))
         for name, wanted in (("none", curve.raw[i]), ("affine", curve.residual[i])):
-            sparse = with_layer(model, layer, REPAIRS[name](Pruned(weight, mask, moments)))
+            sparse = with_layer(model, layer, repaired(name, task, sparsity))
             got = distortion(layer, dense, [run(sparse, feeds, [output])[output] for feeds in batches])
             assert got == pytest.approx(wanted, rel=1e-4)
     assert (curve.residual <= curve.raw * (1 + 1e-9)).all()

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relrep_onnx.masks import magnitude, unit_row_magnitude, unstructured
+from relrep_onnx.masks import magnitude, pattern_named, unit_row_magnitude
 from relrep_onnx.moments import Moments, MomentStream
-from relrep_onnx.repair import REPAIRS, Pruned
-from relrep_onnx.score import CHANNELS, GRID, score_layer
+from relrep_onnx.repair import REPAIRS, Pruned, Task
+from relrep_onnx.score import CHANNELS, FEW, GRID, interpolate, score_layer
 from relrep_onnx.types import Contraction, FloatArray, Layer, ScoreCurve
 
 LAYER = Layer("a", "MatMul", "w", (6, 10), 6, 10, 2, Contraction(-1), ())
@@ -28,15 +30,17 @@ def outputs(x: FloatArray, weight: FloatArray) -> FloatArray:
     return np.stack([x[:, r // 3] @ weight[r] for r in range(6)], axis=1)
 
 
+def task_of(
+    x: FloatArray, weight: FloatArray, scores: FloatArray, *, layer: Layer = LAYER, pattern: str = "unstructured", zeros: int = 0
+) -> Task:
+    stream = MomentStream(x.shape[1], x.shape[2])
+    stream.add(x)
+    return Task(layer, weight, scores, pattern_named(pattern), zeros, Moments.dense(stream.covariance(), weight))
+
+
 def curve_of(seed: int, repair: str = "affine", n: int = 40) -> tuple[FloatArray, FloatArray, ScoreCurve]:
     x, weight = rows(seed, n), np.random.default_rng(seed + 1).normal(size=(6, 10))
-    stream = MomentStream(2, 10)
-    stream.add(x)
-    return (
-        x,
-        weight,
-        score_layer(LAYER, weight, Moments.dense(stream.covariance(), weight), REPAIRS[repair], unstructured, magnitude),
-    )
+    return x, weight, score_layer(task_of(x, weight, magnitude(weight)), REPAIRS[repair])
 
 
 @pytest.mark.parametrize("repair", list(REPAIRS))
@@ -51,12 +55,15 @@ def test_curves_are_errors_over_rows(repair: str, n: int, seed: int) -> None:
     assert (curve.layer, curve.size) == ("a", 60)
     assert curve.signal == pytest.approx(dense.var(axis=0).sum())
     np.testing.assert_array_equal(curve.sparsity, GRID)
+    # A repair that solves systems is measured at a few points, see below for the others.
     for point, sparsity in enumerate(GRID):
+        if REPAIRS[repair].dear and sparsity not in FEW:
+            continue
         threshold = np.sort(np.abs(weight), axis=None)[round(sparsity * 60) - 1]
         mask = np.abs(weight) > threshold
         raw = ((dense - outputs(x, weight * mask)) ** 2).mean(axis=0).sum()
         assert curve.raw[point] == pytest.approx(raw, rel=1e-9)
-        repaired = REPAIRS[repair](Pruned(weight, mask, stream.moments()))
+        repaired = REPAIRS[repair].fold(Pruned(weight, mask, stream.moments()))
         left = ((dense - outputs(x, repaired.weight) - repaired.bias_shift) ** 2).mean(axis=0).sum()
         assert curve.residual[point] == pytest.approx(left, rel=1e-9)
 
@@ -76,12 +83,9 @@ def test_many_channels_are_scored_on_some(groups: int) -> None:
     assert groups * per_group > CHANNELS
     x = np.random.default_rng(0).normal(size=(30, groups, 4)) + 1
     weight = np.tile(np.array([1.0, -2.0, 0.5, 3.0]), (400, 1))
-    stream = MomentStream(groups, 4)
-    stream.add(np.repeat(x[:, :1], groups, axis=1))
     layer = Layer("a", "MatMul", "w", (400, 4), 400, 4, groups, Contraction(-1), ())
-    curve = score_layer(
-        layer, weight, Moments.dense(stream.covariance(), weight), REPAIRS["bias"], unstructured, magnitude, (1.0,)
-    )
+    task = task_of(np.repeat(x[:, :1], groups, axis=1), weight, magnitude(weight), layer=layer)
+    curve = score_layer(task, REPAIRS["bias"], (1.0,))
     output = x[:, 0] @ weight[0]
     assert curve.raw[0] == pytest.approx(400 * (output**2).mean())
     assert curve.residual[0] == pytest.approx(400 * output.var())
@@ -90,17 +94,119 @@ def test_many_channels_are_scored_on_some(groups: int) -> None:
 
 def test_the_pattern_ranks_the_saliency() -> None:
     x, weight, curve = curve_of(4)
-    stream = MomentStream(2, 10)
-    stream.add(x)
     weight[0] *= 1e-3
-    other = score_layer(
-        LAYER, weight, Moments.dense(stream.covariance(), weight), REPAIRS["bias"], unstructured, unit_row_magnitude, (0.5,)
-    )
-    mask = unstructured(unit_row_magnitude(weight), 30)
+    other = score_layer(task_of(x, weight, unit_row_magnitude(weight)), REPAIRS["bias"], (0.5,))
+    mask = pattern_named("unstructured").mask(LAYER, unit_row_magnitude(weight), 30)
     gap = outputs(x, weight) - outputs(x, weight * mask)
     assert other.raw.tolist() == pytest.approx([(gap**2).mean(axis=0).sum()])
     assert other.residual.tolist() == pytest.approx([gap.var(axis=0).sum()])
     assert math.isnan(curve.damage)
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "2x2", "1x4"])
+@pytest.mark.parametrize("repair", ["none", "affine", "reconstruct"])
+def test_the_masks_are_the_patterns(pattern: str, repair: str) -> None:
+    x, weight = rows(5), np.random.default_rng(6).normal(size=(6, 10))
+    grid = (0.2, 0.4)
+    curve = score_layer(task_of(x, weight, magnitude(weight), pattern=pattern), REPAIRS[repair], grid)
+    stream = MomentStream(2, 10, 6)
+    dense = outputs(x, weight)
+    stream.add(x, dense)
+    for point, zeros in enumerate((12, 24)):
+        mask = pattern_named(pattern).mask(LAYER, magnitude(weight), zeros)
+        assert curve.raw[point] == pytest.approx(((dense - outputs(x, weight * mask)) ** 2).mean(axis=0).sum())
+        repaired = REPAIRS[repair].fold(Pruned(weight, mask, stream.moments()))
+        left = ((dense - outputs(x, repaired.weight) - repaired.bias_shift) ** 2).mean(axis=0).sum()
+        assert curve.residual[point] == pytest.approx(left)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "1x2"])
+def test_a_repair_that_solves_systems_is_measured_at_a_few_points(pattern: str) -> None:
+    x, weight = rows(7), np.random.default_rng(8).normal(size=(6, 10))
+    task = task_of(x, weight, magnitude(weight), pattern=pattern)
+    curve = score_layer(task, REPAIRS["reconstruct"])
+    np.testing.assert_array_equal(curve.sparsity, GRID)
+    folded = {}
+    for sparsity in FEW:
+        pruned = task_of(x, weight, magnitude(weight), pattern=pattern, zeros=round(60 * sparsity)).pruned()
+        folded[sparsity] = [float(REPAIRS[name].fold(pruned).residual.sum()) for name in ("none", "reconstruct")]
+        point = GRID.index(sparsity)
+        assert [curve.raw[point], curve.residual[point]] == pytest.approx(folded[sparsity], rel=1e-12)
+    for values, measured in zip((curve.raw, curve.residual), np.transpose(list(folded.values())).tolist(), strict=True):
+        assert values.tolist() == pytest.approx([interpolated(FEW, measured, s) for s in GRID], rel=1e-9)
+    # All others, and a short grid, at every point.
+    few = score_layer(task, REPAIRS["reconstruct"], GRID[3:8])
+    for point, sparsity in enumerate(GRID[3:8]):
+        pruned = task_of(x, weight, magnitude(weight), pattern=pattern, zeros=round(60 * sparsity)).pruned()
+        assert few.residual[point] == pytest.approx(float(REPAIRS["reconstruct"].fold(pruned).residual.sum()), rel=1e-12)
+
+
+def test_which_repairs_solve_systems() -> None:
+    assert [name for name, repair in REPAIRS.items() if repair.dear] == ["reconstruct"]
+    assert set(FEW) <= set(GRID)
+    assert FEW[-1] == 1.0
+
+
+def interpolated(points: Sequence[float], values: Sequence[float], wanted: float) -> float:
+    """The definition: geometric between neighbours, below the first a power that is at least linear, above the last constant."""
+    power = max(1.0, math.log(values[1] / values[0]) / math.log(points[1] / points[0]))
+    if wanted <= points[0]:
+        return values[0] * float((wanted / points[0]) ** power)
+    if wanted >= points[-1]:
+        return values[-1]
+    after = next(i for i, point in enumerate(points) if point >= wanted)
+    share = (wanted - points[after - 1]) / (points[after] - points[after - 1])
+    return float(values[after - 1] ** (1 - share) * values[after] ** share)
+
+
+@st.composite
+def measured(draw: Any) -> tuple[list[float], list[float]]:
+    points = sorted(draw(st.sets(st.integers(1, 100), min_size=2, max_size=6)))
+    values = draw(st.lists(st.floats(1e-9, 1e9), min_size=len(points), max_size=len(points)))
+    return [point / 100 for point in points], values
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=measured(), grid=st.lists(st.floats(0, 1), min_size=1, max_size=9, unique=True).map(sorted))
+def test_interpolation_is_geometric_and_a_power_below(case: tuple[list[float], list[float]], grid: list[float]) -> None:
+    points, values = case
+    got = interpolate(points, np.array(values), grid).tolist()
+    if grid != points:
+        assert got == pytest.approx([interpolated(points, values, wanted) for wanted in grid], rel=1e-9, abs=1e-300)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=measured())
+def test_interpolation_meets_the_points_and_stays_between_them(case: tuple[list[float], list[float]]) -> None:
+    points, values = case
+    np.testing.assert_array_equal(interpolate(points, np.array(values), points), values)
+    dense = np.union1d(np.linspace(0, 1, 41), points)
+    got = interpolate(points, np.array(values), dense.tolist())
+    np.testing.assert_allclose(got[np.searchsorted(dense, points)], values, rtol=1e-12)
+    for (first, low), (last, high) in itertools.pairwise([(0.0, 0.0), *zip(points, values, strict=True)]):
+        part = got[(dense >= first) & (dense <= last)]
+        steps = np.diff(part) * (1 if low <= high else -1)
+        assert (steps >= -1e-12 * max(low, high)).all()
+        assert low * (1 - 1e-12) <= part.max() <= max(low, high) * (1 + 1e-12)
+
+
+def test_interpolation_in_numbers() -> None:
+    values = np.array([1.0, 8.0])
+    # Doubling the sparsity from 0.25 makes it eight times as large: a cube below.
+    got = interpolate([0.25, 0.5], values, [0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0])
+    assert got.tolist() == pytest.approx([0.0, 0.125, 1.0, math.sqrt(8), 8.0, 8.0, 8.0])
+    # A curve that hardly rises falls linearly to nothing, no slower.
+    assert interpolate([0.5, 1.0], np.array([4.0, 4.0]), [0.0, 0.25, 0.75]).tolist() == pytest.approx([0.0, 2.0, 4.0])
+    assert interpolate([0.5, 1.0], np.array([4.0, 1.0]), [0.25, 0.75, 1.0]).tolist() == pytest.approx([2.0, 2.0, 1.0])
+    # As many points as are wanted, but others.
+    assert interpolate([0.25, 0.5], values, [0.125, 0.375]).tolist() == pytest.approx([0.125, math.sqrt(8)])
+
+
+def test_interpolation_is_linear_where_there_is_no_ratio() -> None:
+    assert interpolate([0.5, 1.0], np.array([0.0, 8.0]), [0.25, 0.5, 0.75, 1.0]).tolist() == [0.0, 0.0, 4.0, 8.0]
+    assert interpolate([0.2, 0.6, 1.0], np.array([1.0, 0.0, 4.0]), [0.1, 0.4, 0.8]).tolist() == pytest.approx([0.5, 0.5, 2.0])
+    assert interpolate([0.5], np.array([3.0]), [0.25, 0.5, 1.0]).tolist() == [1.5, 3.0, 3.0]
+    assert interpolate([0.5], np.array([3.0]), [0.5]).tolist() == [3.0]
 
 
 def test_the_grid_ascends_to_all_weights() -> None:

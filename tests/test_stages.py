@@ -12,9 +12,9 @@ import pytest
 from onnx import ModelProto, helper
 
 from relrep_onnx import calibrate
-from relrep_onnx.calibrate import TensorStore, Walk, WalkSettings, dense_pass, sequential_pass
+from relrep_onnx.calibrate import Feeding, TensorStore, Walk, WalkSettings, dense_pass, sequential_pass
 from relrep_onnx.graph import Graph, find_layers, plan_stages, read_weight, stage_model, write_layer
-from relrep_onnx.masks import unit_row_magnitude, unstructured
+from relrep_onnx.masks import PATTERNS, unit_row_magnitude
 from relrep_onnx.moments import Moments
 from relrep_onnx.repair import Pruned, affine
 from relrep_onnx.runtime import RuntimeOptions, Session
@@ -24,7 +24,7 @@ from tests.models import ALL, NETWORKS, build, random, run
 
 LARGE = 1 << 40
 RUNTIME = RuntimeOptions(threads=1)
-Repair = Callable[[Layer, FloatArray, Moments], RepairedLayer]
+Repair = Callable[[Layer, FloatArray, Moments, Moments | None], RepairedLayer]
 
 
 def settings(model: ModelProto, memory: int = LARGE, positions: int | None = None) -> WalkSettings:
@@ -42,16 +42,21 @@ def layers_of(model: ModelProto) -> list[Layer]:
     return find_layers(Graph(model), ALL)[0]
 
 
-def pruned(layer: Layer, weight: FloatArray, moments: Moments) -> RepairedLayer:
+def pruned(layer: Layer, weight: FloatArray, moments: Moments, held_out: Moments | None = None) -> RepairedLayer:
     """Half of the weights dropped, then repaired; something every later layer notices."""
-    return affine(Pruned(weight, unstructured(unit_row_magnitude(weight), layer.size // 2), moments))
+    mask = PATTERNS["unstructured"].mask(layer, unit_row_magnitude(weight), layer.size // 2)
+    return affine(Pruned(weight, mask, moments))
+
+
+def feeding(batches: list[Feeds], samples: int = 5) -> Feeding:
+    return Feeding(batches, len(batches), samples, len(batches))
 
 
 def both_passes(model: ModelProto, repair: Repair = pruned, **changes: Any) -> dict[str, RepairedLayer]:
     """The dense pass, then the sequential one with its targets."""
-    graph, layers, batches, how = Graph(model), layers_of(model), batches_of(model), settings(model, **changes)
-    targets = {dense.layer.name: dense.targets for dense in dense_pass(graph, layers, batches, 5, how)}
-    return sequential_pass(graph, layers, batches, 5, how, lambda layer: targets[layer.name], repair)
+    graph, layers, feeds, how = Graph(model), layers_of(model), feeding(batches_of(model)), settings(model, **changes)
+    targets = {dense.layer.name: dense.targets for dense in dense_pass(graph, layers, feeds, how)}
+    return sequential_pass(graph, layers, feeds, how, lambda layer: targets[layer.name], repair)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -82,7 +87,8 @@ def test_the_sequential_pass_sees_the_repaired_network_and_aims_at_the_dense_one
     batches = batches_of(model)
     seen: dict[str, Moments] = {}
 
-    def record(layer: Layer, weight: FloatArray, moments: Moments) -> RepairedLayer:
+    def record(layer: Layer, weight: FloatArray, moments: Moments, held_out: Moments | None) -> RepairedLayer:
+        assert held_out is None
         seen[layer.name] = moments
         return pruned(layer, weight, moments)
 
@@ -277,7 +283,7 @@ def test_old_models_walk_too(ir_version: int) -> None:
     model = build(nodes, {"x": (5, 4)}, ["y"], tensors, opset=8, ir_version=ir_version)
     seen = {}
     feeds = {"x": random(2, 5, 4)}
-    for dense in dense_pass(Graph(model), layers_of(model), [feeds], 5, settings(model)):
+    for dense in dense_pass(Graph(model), layers_of(model), feeding([feeds]), settings(model)):
         seen[dense.layer.name] = dense.inputs.mean[0]
         assert dense.macs == 16
     np.testing.assert_allclose(seen["h"], feeds["x"].mean(axis=0), atol=1e-6)
@@ -288,17 +294,17 @@ def test_an_activation_that_is_not_finite_names_the_layer() -> None:
     model = models.chain(2)
     feeds = {"x": np.full((3, 8), np.inf, np.float32)}
     with pytest.raises(CalibrationError, match="layer 'fc0' gets NaN or infinity"):
-        list(dense_pass(Graph(model), layers_of(model), [feeds], 3, settings(model)))
+        list(dense_pass(Graph(model), layers_of(model), feeding([feeds], 3), settings(model)))
 
 
 def test_both_passes_sample_the_same_positions() -> None:
     """With nothing pruned, the sequential pass sees exactly what the dense pass saw."""
     model = models.convnet()
-    graph, layers, batches = Graph(model), layers_of(model), batches_of(model)
-    dense = {d.layer.name: d.inputs for d in dense_pass(graph, layers, batches, 5, settings(model, positions=4))}
+    graph, layers, feeds = Graph(model), layers_of(model), feeding(batches_of(model))
+    dense = {d.layer.name: d.inputs for d in dense_pass(graph, layers, feeds, settings(model, positions=4))}
     seen: dict[str, Moments] = {}
 
-    def keep(layer: Layer, weight: FloatArray, moments: Moments) -> RepairedLayer:
+    def keep(layer: Layer, weight: FloatArray, moments: Moments, held_out: Moments | None) -> RepairedLayer:
         seen[layer.name] = moments
         return RepairedLayer(weight, np.zeros(layer.rows), np.zeros(layer.rows))
 

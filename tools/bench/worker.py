@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """What to measure: `mode` is `plain` or `optimize`; `samples` a .npy file of ready-made inputs."""
+    """What to measure: `mode` is `plain`, `optimize` or `peer`; `samples` a .npy file of ready-made inputs."""
 
     mode: str
     model: str
@@ -33,13 +33,16 @@ class Order:
     threads: int
     batch: int
     sparsity: float = 0.8
-    allocate: str = "rr-curve"
-    repair: str = "variance"
+    allocate: str = "auto"
+    repair: str = "reconstruct"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """Seconds of each plain pass and of the run, peak bytes of the process, bytes of the largest layer's moments."""
+    """Seconds of each plain pass and of the run, peak bytes of the process, bytes of the largest layer's moments, layers.
+
+    The last two are 0 but for `optimize`.
+    """
 
     plain: tuple[float, ...]
     optimize: float
@@ -73,12 +76,23 @@ def optimize(order: Order, samples: Any) -> tuple[float, Result]:
     return time.perf_counter() - started, result
 
 
+def peer_seconds(order: Order, samples: Any) -> float:
+    """Seconds of the peer on the same samples."""
+    from tools.bench import peer  # not on top either
+
+    return peer.prune(order.model, samples, order.sparsity, order.batch)[1]
+
+
 def measure(order: Order) -> Measurement:
     """A plain pass; or a run between two plain passes, whose sessions are closed before and opened after it."""
     samples = np.load(order.samples)
     before = plain_pass(order, samples)
     if order.mode == "plain":
         return Measurement((before,), 0.0, peak_memory(), 0, 0)
+    if order.mode == "peer":
+        seconds = peer_seconds(order, samples)
+        peak = peak_memory()
+        return Measurement((before, plain_pass(order, samples)), seconds, peak, 0, 0)
     seconds, result = optimize(order, samples)
     peak = peak_memory()
     moments = max(report.layer.groups * report.layer.cols**2 * 8 for report in result.layers)

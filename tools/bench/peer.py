@@ -1,0 +1,50 @@
+"""The peer that the benchmarks compare with: SparseGPT (Frantar and Alistarh 2023) as onnxsim has it, a package of its own.
+
+It takes the same model and the same samples and gives every layer the same sparsity, also those that are too small for this
+package to prune.  It runs the model on one thread and has no option to change that.  Nothing here needs it installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import onnx
+from onnx import ModelProto
+
+PEER: Final = "onnxsim SparseGPT"
+PACKAGE: Final = "onnxsim"
+
+
+def available() -> bool:
+    """Whether it can be imported."""
+    return importlib.util.find_spec(PACKAGE) is not None
+
+
+def describe() -> str:
+    """What stands in the line above a table."""
+    if not available():
+        return f"{PACKAGE} is not installed, its rows are left out"
+    return f"{PACKAGE} {version(PACKAGE)}, which runs the model on one thread, without an option, and prunes every layer"
+
+
+def prune(path: Path | str, samples: Any, sparsity: float, batch: int) -> tuple[ModelProto, float]:
+    """Its sparse model, and the seconds it took from the file on; importing it is not counted.
+
+    Args:
+        path: the dense model.
+        samples: ready-made inputs.
+        sparsity: of every layer.
+        batch: how many samples it sees at a time.
+    """
+    from onnxsim.pruning import apply_sparsegpt_pruning  # not on top: it is optional
+
+    started = time.perf_counter()
+    model = onnx.load(path)
+    name = model.graph.input[0].name
+    batches = [{name: samples[start : start + batch]} for start in range(0, len(samples), batch)]
+    pruned: ModelProto = apply_sparsegpt_pruning(model, calibration_data=batches, sparsity=sparsity)
+    return pruned, time.perf_counter() - started
