@@ -177,8 +177,8 @@ class Targets:
     """What the dense network gives at the sampled positions, visit by visit, in the order in which any pass samples.
 
     `outputs` float32[positions, rows] are a layer's outputs without bias; `shortcut` of the same shape, where the layer ends a
-    residual branch, is what the sum's other operand is there, in units of the layer's output.  `ends` int64[visits] are where each
-    visit's positions end.
+    residual branch, is what the sum's other operand is there, in units of the layer's output.  `ends` int64[visits] say where the
+    positions of each visit end.
     """
 
     outputs: FloatArray

@@ -51,7 +51,7 @@ class Job:
         return samples.batches(self.config.batch_size)
 
     def feeds(self, first: int | None = None) -> Feeding:
-        """What networks walk with: calibration batches and, held out, those that decide; or only the first calibration batches."""
+        """What networks walk with: calibration batches, and those that decide held out; or only the first to calibrate with."""
         fitted, deciding = (part.batch_count(self.config.batch_size) for part in (self.calibration, self.decision))
         samples, total = len(self.calibration) + len(self.decision), fitted + deciding
         if first is not None:

@@ -24,6 +24,7 @@ from relrep_onnx.types import Array, CalibrationError, FloatArray
 STRIP: Final = 256
 DAMPING: Final = 1e-2
 DAMPING_LIMIT: Final = 1e3
+"""The ridge of a least-squares problem, as a share of the mean diagonal of H, and where raising it ends."""
 
 
 def row_dots(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -110,8 +111,8 @@ class Covariance:
 class Moments:
     """All a repair may know: the inputs x a layer gets now, and the outputs yd (without bias) it should give.
 
-    `target_mean`, `target_variance`: float64[rows]; `cross` = Cov(yd, x): float64[rows, cols].  `output_variance` float64[rows] is
-    what the output varies by in the dense network: the target's variance, unless the target also makes up for another branch.
+    `target_mean`, `target_variance`: float64[rows]; `cross` = Cov(yd, x): float64[rows, cols].  `output_variance` float64[rows]
+    is the dense output's own variance: the target's, unless the target also makes up for another branch.
     """
 
     inputs: Covariance

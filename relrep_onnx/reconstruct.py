@@ -4,13 +4,14 @@ With H = Cov(x), G = Cov(yd, x), W0 the dense weight, A = H + lambda I and B = G
 
     f(w) = E|yd - w x - b|^2 + lambda |w - w0|^2 = w A w' - 2 B w' + const        best on S:  A_SS w_S = B_S
 
-(ridge least squares anchored at the dense weights).  The support is searched by ADMM, after ALPS (Meng et al. 2024), on A scaled to
-unit diagonal, A = Q L Q' computed once:
+(ridge least squares anchored at the dense weights).  The support is searched by ADMM, after ALPS (Meng et al. 2024), on A
+scaled to unit diagonal, A = Q L Q' computed once:
 
     X <- (B + rho D - V) Q (L + rho)^-1 Q'        D <- X + V / rho, pruned by the pattern        V <- V + rho (X - D)
 
-rho grows, slowly once the support hardly changes, until D stands still.  Layers with more than BLOCK inputs are treated in blocks of
-columns, one after the other, each against what the others leave of the target (block coordinate descent).
+rho grows, slowly once the support hardly changes, until D stands still.  Small layers go on by exchanges (`swaps.py`).  Layers
+with more than BLOCK inputs are treated in blocks of columns, one after the other, each against what the others leave of the
+target (block coordinate descent).
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def column_blocks(cols: int, step: int = 1) -> list[slice]:
 
 
 def one_shot(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray]) -> BoolArray:
-    """The support of one round of Optimal Brain Surgeon: what costs least to remove, w_j^2 / [A^-1]_jj, from the full solution."""
+    """One round of Optimal Brain Surgeon: what costs most to remove from the full solution, w_j^2 / [A^-1]_jj, survives."""
     everything = np.ones(quadratic.linear.shape, np.bool_)
     inverse = np.linalg.inv(quadratic.matrices)
     cost = np.einsum("gcc->gc", inverse).repeat(quadratic.per_group, axis=0)

@@ -26,6 +26,7 @@ def render_result(result: Result) -> RenderableType:
     """The summary of `optimize`."""
     return Group(
         Text(verdict(result), style="bold"),
+        *(Text(line) for line in decisions(result)),
         "",
         _before_after(result),
         "",
@@ -80,14 +81,32 @@ def verdict(result: Result) -> str:
     )
 
 
+def decisions(result: Result) -> list[str]:
+    """What the run chose by trial, a sentence each."""
+    lines = []
+    if result.choice is not None:
+        errors = ", ".join(f"{name} {error:.3g}" for name, error in result.choice.errors.items())
+        lines.append(f"auto chose {result.allocator}; relative L2 of short trials on held-out samples: {errors}")
+    if result.finding is not None:
+        found = result.finding
+        above = min((t for t in found.trials if t.sparsity > found.sparsity), key=lambda t: t.sparsity, default=None)
+        edge = f"; {above.sparsity:.1%} drops by {above.drop:.4g}" if above is not None else "; no larger one was tried"
+        lines.append(
+            f"--max-drop {result.config.max_drop} found a sparsity of {found.sparsity:.1%}, which drops by {found.drop:.4g} "
+            f"on the samples that decide ({found.drop / found.limit:.0%} of the limit){edge}"
+        )
+    return lines
+
+
 def provenance_line(analysis: Analysis) -> str:
     """What is needed to run it again."""
     p, c = analysis.provenance, analysis.config
     versions = ", ".join(f"{name} {number}" for name, number in p.versions.items())
     data = "random data" if p.random_data else clean(p.data)
+    allocator = analysis.allocator if isinstance(analysis, Result) else c.allocate
     return (
         f"{p.calibration_samples} calibration samples from {data} ({p.data_sha256[:12]}), model {p.model_sha256[:12]}, allocate "
-        f"{c.allocate}, repair {c.repair}, seed {c.seed}, threads {c.threads or 'default'}; {versions}"
+        f"{allocator}, pattern {c.pattern}, repair {c.repair}, seed {c.seed}, threads {c.threads or 'default'}; {versions}"
     )
 
 

@@ -201,9 +201,7 @@ def test_a_mask_that_does_worse_on_held_out_samples_is_not_kept() -> None:
     kept = search_and_reconstruct(replace(one, held_out=against))
     np.testing.assert_array_equal(kept.weight, plain.weight)
     assert kept.notes == ("keeps its magnitude mask: the searched one did worse on held-out samples",)
-    agreed = search_and_reconstruct(
-        replace(one, held_out=aiming_at(moments, found.weight, found.bias_shift))
-    )
+    agreed = search_and_reconstruct(replace(one, held_out=aiming_at(moments, found.weight, found.bias_shift)))
     np.testing.assert_array_equal(agreed.weight, found.weight)
     assert agreed.notes == ()
 

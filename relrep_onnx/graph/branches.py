@@ -2,8 +2,8 @@
 
     layer -> (BatchNormalization | Add of a constant)* -> Add(shortcut)
 
-The layer is then the last one that can make up for what pruning did to the shortcut: aiming at yd + (shortcut_d - shortcut_s) / scale,
-with the scale that BatchNormalization puts on the output, it repairs the sum.
+The layer is then the last one that can make up for what pruning did to the shortcut: aiming at
+yd + (shortcut_d - shortcut_s) / scale, with the scale that BatchNormalization puts on the output, it repairs the sum.
 """
 
 from __future__ import annotations
