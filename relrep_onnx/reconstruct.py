@@ -38,12 +38,13 @@ SEARCH_STEPS: Final = 100
 EXCHANGED: Final = 2048
 """Layers of at most so many weights go on searching by exchanges; on larger ones these cost much and gain nothing."""
 
-DIRECT_SHARE: Final = 40
-"""Rows are solved one by one while that is cheaper than so many products of all rows with H."""
+DIRECT_SHARE: Final = 10
+"""Rows are solved one by one while that takes no more operations than so many products of all rows with H (which are faster)."""
 CHUNK: Final = 1 << 22
 """Numbers in the systems solved at a time."""
-TOLERANCE: Final = 1e-9
-"""Largest residual of an iteratively solved row, relative to its right-hand side."""
+EXACT: Final = 1e-9
+ROUGH: Final = 1e-3
+"""Largest residual of an iteratively solved row, relative to its right-hand side: for results, and for scores and trials."""
 
 
 class Choose(Protocol):
@@ -107,6 +108,7 @@ def least_squares(
     *,
     step: int = 1,
     exchanges: bool = False,
+    tolerance: float = EXACT,
 ) -> Solution:
     """The survivors of a mask by ridge least squares; with `choose`, the mask is searched and the given one is where it starts.
 
@@ -117,6 +119,7 @@ def least_squares(
         choose: makes a mask of scores, see `Choose`; None keeps the mask.
         step: blocks of columns begin at its multiples, so that `choose` can keep its own blocks whole.
         exchanges: any weight may survive in place of any other, so that small layers may go on searching by exchanges.
+        tolerance: of rows that are solved iteratively, EXACT or ROUGH.
 
     Raises:
         CalibrationError: no damping makes the Gram matrix positive definite.
@@ -145,7 +148,7 @@ def least_squares(
                 if exchanges and weight.size <= EXCHANGED:
                     found = polished(quadratic, [found, mask[:, part], one_shot(quadratic, own)])
                 mask[:, part] = found
-            current[:, part] = solve(quadratic, mask[:, part], start)
+            current[:, part] = solve(quadratic, mask[:, part], start, tolerance)
     fit = row_dots(moments.inputs.apply(current) - 2 * moments.cross, current).sum()
     return Solution(current, mask, float(fit + (ridges * (current - weight) ** 2).sum()), damping)
 
@@ -171,11 +174,15 @@ def polished(quadratic: Quadratic, starts: list[BoolArray]) -> BoolArray:
     return min(ends, key=lambda mask: -float((quadratic.linear * _row_by_row(quadratic, mask)).sum()))
 
 
-def solve(quadratic: Quadratic, mask: BoolArray, start: FloatArray) -> FloatArray:
+def solve(quadratic: Quadratic, mask: BoolArray, start: FloatArray, tolerance: float = EXACT) -> FloatArray:
     """The minimiser of f on a support, float64[rows, cols]; `start` is a guess."""
     rows, cols = mask.shape
     direct = 2 / 3 * float((np.count_nonzero(mask, axis=1).astype(np.float64) ** 3).sum())
-    return _row_by_row(quadratic, mask) if direct <= DIRECT_SHARE * 2.0 * rows * cols**2 else _all_rows(quadratic, mask, start)
+    return (
+        _row_by_row(quadratic, mask)
+        if direct <= DIRECT_SHARE * 2.0 * rows * cols**2
+        else _all_rows(quadratic, mask, start, tolerance)
+    )
 
 
 def search(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray], dense: FloatArray) -> tuple[BoolArray, FloatArray]:
@@ -240,13 +247,13 @@ def _row_by_row(quadratic: Quadratic, mask: BoolArray) -> FloatArray:
     return weight
 
 
-def _all_rows(quadratic: Quadratic, mask: BoolArray, start: FloatArray) -> FloatArray:
+def _all_rows(quadratic: Quadratic, mask: BoolArray, start: FloatArray, tolerance: float) -> FloatArray:
     """Conjugate gradients for all rows at once in float32, refined against residuals in float64."""
     weight = np.where(mask, start, 0.0)
     inputs = Covariance(quadratic.inputs.count, quadratic.inputs.mean, quadratic.inputs.gram.astype(np.float32), None)
     rough = Quadratic(inputs, quadratic.ridge.astype(np.float32), quadratic.linear)
     inverse = (mask / quadratic.diagonal).astype(np.float32)
-    goal = TOLERANCE * np.sqrt(row_dots(quadratic.linear, quadratic.linear))
+    goal = tolerance * np.sqrt(row_dots(quadratic.linear, quadratic.linear))
     for _ in range(10):
         residual = np.where(mask, quadratic.linear - quadratic.product(weight), 0.0)
         size = np.sqrt(row_dots(residual, residual))

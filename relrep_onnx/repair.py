@@ -25,7 +25,7 @@ import numpy as np
 
 from relrep_onnx.masks import Pattern
 from relrep_onnx.moments import DAMPING, Moments, row_dots
-from relrep_onnx.reconstruct import Solution, least_squares
+from relrep_onnx.reconstruct import EXACT, ROUGH, Solution, least_squares
 from relrep_onnx.types import BoolArray, FloatArray, Layer, RepairedLayer
 
 # A pruned channel is constant but for rounding where its variance is below this share of the dense one's,
@@ -38,12 +38,14 @@ ROUNDING: Final = 1e-12
 class Pruned:
     """What a repair is given: a dense weight [rows, cols], its mask, and the moments of its inputs and targets.
 
-    The masked weight and the statistics of its output yp, float64[rows] each, are computed once, when first asked for.
+    The masked weight and the statistics of its output yp, float64[rows] each, are computed once, when first asked for.  Where
+    `rough` is set, three digits are enough: scores and trials.
     """
 
     weight: FloatArray
     mask: BoolArray
     moments: Moments
+    rough: bool = False
 
     @cached_property
     def masked(self) -> FloatArray:
@@ -100,9 +102,9 @@ class Task:
     moments: Moments
     held_out: Moments | None = None
 
-    def pruned(self) -> Pruned:
+    def pruned(self, *, rough: bool = False) -> Pruned:
         """Pruned by the scores."""
-        return Pruned(self.weight, self.pattern.mask(self.layer, self.scores, self.zeros), self.moments)
+        return Pruned(self.weight, self.pattern.mask(self.layer, self.scores, self.zeros), self.moments, rough)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ class Repair:
 
     def __call__(self, task: Task) -> RepairedLayer:
         """Prunes and repairs one layer."""
-        return self.fold(task.pruned()) if self.search is None else self.search(task)
+        return self.fold(task.pruned(rough=True)) if self.search is None else self.search(task)
 
     def without_search(self) -> Repair:
         """The same on the mask of the scores: much cheaper, nearly as telling."""
@@ -156,7 +158,8 @@ def affine(pruned: Pruned) -> RepairedLayer:
 
 def reconstruct(pruned: Pruned) -> RepairedLayer:
     """Survivors by least squares, then each channel's mean and variance matched."""
-    return _matched(least_squares(pruned.weight, pruned.mask, pruned.moments), pruned.moments)
+    tolerance = ROUGH if pruned.rough else EXACT
+    return _matched(least_squares(pruned.weight, pruned.mask, pruned.moments, tolerance=tolerance), pruned.moments)
 
 
 def search_and_reconstruct(task: Task) -> RepairedLayer:

@@ -39,7 +39,9 @@ def score_layer(task: Task, repair: Repair, grid: Sequence[float] = GRID) -> Sco
 
     def residuals(fold: Fold, points: Sequence[float]) -> FloatArray:
         masks = (task.pattern.mask(layer, task.scores, round(s * layer.size))[shown] for s in points)
-        return np.array([share * float(fold(Pruned(task.weight[shown], mask, part)).residual.sum()) for mask in masks])
+        return np.array(
+            [share * float(fold(Pruned(task.weight[shown], mask, part, rough=True)).residual.sum()) for mask in masks]
+        )
 
     points = FEW if repair.dear and len(grid) > len(FEW) else grid
     return ScoreCurve(

@@ -381,7 +381,7 @@ def test_rr_curve_is_the_optimum_in_weights(seed: int, sparsity: float, bounded:
     candidates = [convex(name, seed + i, 1.0, measured=measured) for i, name in enumerate("abc")]
     low, high = (1, 18) if not bounded or sparsity > 0.7 else (2, 15)
     goal = round(sparsity * 60)
-    if not 3 * low <= goal <= 3 * high:
+    if not 3 * low <= 60 * sparsity <= 3 * high:
         return
     zeros = allocate(ALLOCATORS["rr-curve"], candidates, Budget(sparsity, floor=low / 20, ceiling=high / 20))
     choices = itertools.product(range(low, high + 1), repeat=3)

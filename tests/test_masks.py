@@ -298,7 +298,7 @@ def test_what_is_left_goes_to_the_largest_blocks_that_fit() -> None:
     # Four weights at 1, two on the right at 4, two below at 3, and a corner at 2.
     scores = np.array([[1.0, 1.0, 4.0], [1.0, 1.0, 4.0], [3.0, 3.0, 2.0]])
     whole, lower, corner = [(0, 0), (0, 1), (1, 0), (1, 1)], [(2, 0), (2, 1)], [(2, 2)]
-    expected = {1: corner, 2: lower, 3: lower + corner, 4: whole, 5: whole + corner, 6: whole + lower, 7: whole + lower + corner}
+    expected = {1: corner, 2: lower, 3: lower + corner, 4: whole, 5: whole + corner, 6: whole + corner, 7: whole + lower + corner}
     for zeros, places in expected.items():
         assert zeros_at(pattern_named("2x2").mask(flat(3, 3), scores, zeros)) == sorted(places)
 

@@ -166,7 +166,7 @@ VARIANTS: Final[Mapping[str, tuple[str, Variants]]] = {
     "matching": ("after least squares", {"mean and variance matched": None, "mean matched": without_matching}),
     "damping": ("damping", {f"{d:g}": None if d == DAMPING else functools.partial(damped, d) for d in DAMPINGS}),
     "loss": ("loss of `rr-curve`", {"-log(1 - share)": None, "residual share": with_plain_loss}),
-    "search": ("mask", {"searched by ADMM": None, "of the scores": without_search}),
+    "search": ("mask", {"searched": None, "of the scores": without_search}),
 }
 """The tables about `reconstruct`: the head of the first column, and the rows."""
 
