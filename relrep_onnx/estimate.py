@@ -16,8 +16,11 @@ from relrep_onnx.calibrate import Feeding, dense_pass
 from relrep_onnx.config import Config
 from relrep_onnx.job import Job, prepare, quiet
 
-# Dense and sequential pass, each about one walk with its moments, and the trials of single layers, about one more.
-PASSES = 3.0
+# Dense and sequential pass, each about one walk with its moments; the trials of single layers and of allocators, curves and mask
+# searches take about three more.
+PASSES = 5.0
+# The search for a sparsity: so many sequential passes.
+SEARCH_PASSES = 8.0
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,12 @@ def estimate(model: graphs.ModelSource, calib: Any, config: Config | None = None
     one, peak = _walk(job, few[:1])
     slope = max(_walk(job, few)[0] - one, 0.0) if len(few) > 1 else one
     constant = max(one - slope, 0.0)
-    seconds = PASSES * (constant + slope * batches) + len(job.layers) * constant / 4
+    passes = PASSES + (SEARCH_PASSES if config.max_drop is not None else 0.0)
+    seconds = passes * (constant + slope * batches) + len(job.layers) * constant / 4
     live = peak * batches
     widest = max(layer.cols * layer.cols * layer.groups * 8 for layer in job.layers)
     weights = sum(job.graph.stored(name).nbytes for name in job.graph.tensors)
-    memory = min(live, job.settings.memory) + 3 * widest + 4 * weights
+    memory = min(live, job.settings.memory) + 5 * widest + 4 * weights
     return Estimate(len(job.layers), len(job.calibration), seconds, memory, live > job.settings.memory)
 
 

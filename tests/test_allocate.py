@@ -109,7 +109,7 @@ def check_bounds(zeros: Mapping[str, int], candidates: Sequence[Candidate], budg
     assert zeros.keys() == {c.layer.name for c in candidates}
     for c in candidates:
         low, high = bounds(c, budget)
-        assert low - 1 < zeros[c.layer.name] < high + 1
+        assert math.floor(low) <= zeros[c.layer.name] <= math.ceil(high)  # less than a weight beyond
         assert c.zeros <= zeros[c.layer.name] <= max(c.limit, c.zeros)
 
 
@@ -365,14 +365,14 @@ def weighted(c: Candidate, zeros: int) -> float:
     return loss if math.isnan(c.curve.damage) else c.curve.damage / at_probe * loss
 
 
-def convex(name: str, seed: int, cost: float, *, measured: bool = True) -> Candidate:
+def convex(name: str, seed: int, cost: float, *, rows: int = 4, measured: bool = True) -> Candidate:
     """The loss is convex, so that the allocation by steepness is the optimum."""
     rng = np.random.default_rng(seed)
     slopes = np.sort(rng.uniform(0.1, 4, size=4))
     surviving = np.exp(-np.cumsum(slopes * np.diff(GRID[:4], prepend=0.0)))
     residual = np.append(SIGNAL * (1 - surviving), 1e6)  # nobody prunes a layer away
     damage = float(rng.uniform(0.1, 3)) if measured else math.nan
-    return candidate(name, 4, 5, seed=seed, cost=cost, residual=residual.tolist(), damage=damage)
+    return candidate(name, rows, 5, seed=seed, cost=cost, residual=residual.tolist(), damage=damage)
 
 
 @settings(deadline=None, max_examples=40)
@@ -395,20 +395,22 @@ def test_rr_curve_is_the_optimum_in_weights(seed: int, sparsity: float, bounded:
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 9999), sparsity=st.floats(0.1, 0.85))
 def test_rr_curve_is_the_optimum_in_macs(seed: int, sparsity: float) -> None:
-    candidates = [convex(name, seed + i, cost) for i, (name, cost) in enumerate([("a", 1.0), ("b", 3.0), ("c", 7.0)])]
+    costs = {"a": 1.0, "b": 3.0, "c": 7.0}
+    candidates = [convex(name, seed + i, cost, rows=40) for i, (name, cost) in enumerate(costs.items())]
     zeros = allocate(ALLOCATORS["rr-curve"], candidates, Budget(sparsity, "macs", ceiling=0.9))
     spent = cost_of(zeros, candidates)
     reached = sum(weighted(c, zeros[c.layer.name]) for c in candidates)
     # The convex relaxation at the same cost is a lower bound of every allocation: the best mix of single segments.
     rises = []
     for c in candidates:
-        values = [weighted(c, n) for n in range(19)]
+        values = [weighted(c, n) for n in range(181)]
         rises += [((after - before) / c.cost, c.cost) for before, after in itertools.pairwise(values)]
     bound, left = 0.0, spent
     for rise, cost in sorted(rises):
         taken = min(cost, left)
         bound, left = bound + rise * taken, left - taken
-    assert reached <= 1.01 * bound + 2 * max(rise * cost for rise, cost in rises)
+    # What a whole weight of the dearest layer leaves is met with weights of the cheaper ones, however steep they are.
+    assert reached <= bound + max(costs.values()) * max(rise for rise, _ in rises) + 1e-12
 
 
 @settings(deadline=None, max_examples=25)
@@ -466,8 +468,8 @@ def stepped(draw: Any, *, present: bool = False) -> list[Candidate]:
 
 def check_steps(zeros: Mapping[str, int], candidates: Sequence[Candidate], budget: Budget) -> None:
     for c in candidates:
-        count, (low, high) = zeros[c.layer.name], bounds(c, budget)
-        assert count % c.step == 0 or abs(count - low) < 1 or abs(count - high) < 1
+        rounded = [side(bound) for side in (math.floor, math.ceil) for bound in bounds(c, budget)]
+        assert zeros[c.layer.name] % c.step == 0 or zeros[c.layer.name] in rounded
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -505,7 +507,7 @@ def test_steps_go_on_from_zeros_that_are_there(name: str, candidates: list[Candi
 @settings(deadline=None, max_examples=20)
 @given(sparsity=st.floats(0, 1), costs=st.lists(st.sampled_from([1.0, 3.0, 49.0, 196.0]), min_size=3, max_size=3))
 def test_macs_are_met_within_a_step(name: str, sparsity: float, costs: list[float]) -> None:
-    candidates = [candidate(f"l{i}", 16, 40 + 8 * i, seed=i, cost=cost, step=4) for i, cost in enumerate(costs)]
+    candidates = [candidate(f"l{i}", 32, 40 + 8 * i, seed=i, cost=cost, step=4) for i, cost in enumerate(costs)]
     zeros = allocate(ALLOCATORS[name], candidates, Budget(sparsity, "macs"))
     assert {count % 4 for count in zeros.values()} == {0}
     assert abs(cost_of(zeros, candidates) - sparsity * total(candidates)) <= 4 * min(costs)
