@@ -186,7 +186,7 @@ def pattern_named(name: str) -> Pattern:
     """
     if name in PATTERNS:
         return PATTERNS[name]
-    found = re.fullmatch(r"(\d{1,3})([:x])(\d{1,3})", name)
+    found = re.fullmatch(r"([1-9]\d?)([:x])([1-9]\d?)", name)
     if found is not None:
         first, kind, second = int(found[1]), found[2], int(found[3])
         if kind == ":" and 0 < first < second <= LARGEST_GROUP:
