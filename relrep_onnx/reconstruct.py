@@ -178,11 +178,9 @@ def solve(quadratic: Quadratic, mask: BoolArray, start: FloatArray, tolerance: f
     """The minimiser of f on a support, float64[rows, cols]; `start` is a guess."""
     rows, cols = mask.shape
     direct = 2 / 3 * float((np.count_nonzero(mask, axis=1).astype(np.float64) ** 3).sum())
-    return (
-        _row_by_row(quadratic, mask)
-        if direct <= DIRECT_SHARE * 2.0 * rows * cols**2
-        else _all_rows(quadratic, mask, start, tolerance)
-    )
+    if direct <= DIRECT_SHARE * 2.0 * rows * cols**2:
+        return _row_by_row(quadratic, mask)
+    return _all_rows(quadratic, mask, start, tolerance)
 
 
 def search(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray], dense: FloatArray) -> tuple[BoolArray, FloatArray]:
@@ -225,6 +223,7 @@ def search(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray], dens
 
 def _row_by_row(quadratic: Quadratic, mask: BoolArray) -> FloatArray:
     """Every row's own system, rows of about the same number of survivors together."""
+    gram = quadratic.inputs.gram.reshape(-1)
     kept = np.count_nonzero(mask, axis=1)
     order = np.argsort(kept, kind="stable")[np.count_nonzero(kept == 0) :]
     weight = np.zeros(mask.shape)
@@ -235,8 +234,8 @@ def _row_by_row(quadratic: Quadratic, mask: BoolArray) -> FloatArray:
         # Survivors first; a row with fewer of them is filled up with places of its own, cut out of the system.
         places = np.argsort(~mask[rows], axis=1, kind="stable")[:, :width]
         real = np.arange(width) < kept[rows][:, None]
-        group = (rows // quadratic.per_group)[:, None, None]
-        system = quadratic.inputs.gram[group, places[:, :, None], places[:, None, :]]
+        first = (rows // quadratic.per_group)[:, None] * mask.shape[1] + places
+        system = gram.take(first[:, :, None] * mask.shape[1] + places[:, None, :])
         system *= real[:, :, None] & real[:, None, :]
         system[:, np.arange(width), np.arange(width)] += np.where(real, quadratic.ridge[rows][:, None], 1.0)
         target = np.take_along_axis(quadratic.linear[rows], places, axis=1) * real
