@@ -42,7 +42,7 @@ DIRECT_SHARE: Final = 10
 """Rows are solved one by one while that takes no more operations than so many products of all rows with H (which are faster)."""
 CHUNK: Final = 1 << 22
 """Numbers in the systems solved at a time."""
-EXACT: Final = 1e-9
+EXACT: Final = 1e-12
 ROUGH: Final = 1e-3
 """Largest residual of an iteratively solved row, relative to its right-hand side: for results, and for scores and trials."""
 
