@@ -87,7 +87,7 @@ def optimize(
         scored = score(job, cache_dir, targets.put)
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
-    sparse = write(job, repaired, chosen.allocator, config.goal if chosen.sparsity is None else chosen.sparsity)
+    sparse = write(job, repaired, chosen.allocator, chosen.sparsity)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
         stage.write(sparse, job.loaded.external)
         progress("verify", 0, 1)

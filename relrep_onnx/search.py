@@ -20,7 +20,7 @@ from relrep_onnx.allocate import AUTO, Candidate
 from relrep_onnx.job import Job
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Choice, Finding, Trial
-from relrep_onnx.steps import TargetStore, opened, repair_all, write, zeros_for
+from relrep_onnx.steps import TargetStore, everything, opened, repair_all, write, zeros_for
 from relrep_onnx.types import BudgetError, RepairedLayer
 from relrep_onnx.verify import Fidelity, Limit, Metric, compare_outputs, float_outputs, run_metric
 
@@ -42,7 +42,7 @@ class Plan:
     """What to prune: the zeros of each layer, and how they were chosen."""
 
     allocator: str
-    sparsity: float | None
+    sparsity: float
     zeros: dict[str, int]
     choice: Choice | None = None
     finding: Finding | None = None
@@ -79,7 +79,7 @@ def plan(job: Job, layers: Sequence[Candidate], targets: TargetStore, metric: Me
     limit = Limit.parse(job.config.max_drop) if job.config.max_drop is not None else None
     judge = Judge(job, metric if limit is not None and limit.kind == "eval" else None)
     # With N:M, everything is pruned unless a sparsity was asked for.
-    sparsity = None if job.config.sparsity is None and job.pattern.selective else job.config.goal
+    sparsity = everything(layers) if job.config.sparsity is None and job.pattern.selective else job.config.goal
     choice = None
     allocator = job.config.allocate
     if allocator == AUTO:
@@ -91,7 +91,7 @@ def plan(job: Job, layers: Sequence[Candidate], targets: TargetStore, metric: Me
     return Plan(allocator, finding.sparsity, zeros, choice, finding)
 
 
-def choose_allocator(job: Job, layers: Sequence[Candidate], targets: TargetStore, judge: Judge, sparsity: float | None) -> Choice:
+def choose_allocator(job: Job, layers: Sequence[Candidate], targets: TargetStore, judge: Judge, sparsity: float) -> Choice:
     """The allocator whose trial moves the outputs least; the trials of equal allocations are the same one."""
     batches = job.calibration.batch_count(job.config.batch_size)
     per_batch = max(1, len(job.calibration) // max(1, batches))
@@ -105,7 +105,7 @@ def choose_allocator(job: Job, layers: Sequence[Candidate], targets: TargetStore
         key = tuple(zeros.values())
         if key not in seen:
             repaired = repair_all(job, zeros, targets, repair=cheap, batches=few)
-            error = judge.fidelity(write(job, repaired, name, job.config.goal)).mean_relative_l2
+            error = judge.fidelity(write(job, repaired, name, sparsity)).mean_relative_l2
             seen[key] = error if math.isfinite(error) else math.inf
         errors[name] = seen[key]
     job.settings.progress("choose", len(CANDIDATES), len(CANDIDATES))
@@ -121,7 +121,7 @@ def largest_sparsity(
     Raises:
         BudgetError: not even the smallest sparsity tried does.
     """
-    below, above = 0.0, LARGEST * sum(c.limit * c.cost for c in layers) / sum(c.layer.size * c.cost for c in layers)
+    below, above = 0.0, LARGEST * everything(layers)
     trials: list[Trial] = []
     best: tuple[Trial, Mapping[str, int]] | None = None
     steps = math.ceil(math.log2((above - below) / RESOLUTION))

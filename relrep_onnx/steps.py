@@ -110,10 +110,13 @@ def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
     return found
 
 
-def zeros_for(job: Job, layers: Sequence[Candidate], allocator: str, sparsity: float | None) -> dict[str, int]:
-    """Zeros of each layer at a sparsity; None asks for all that the pattern allows."""
-    if sparsity is None:
-        sparsity = sum(c.limit * c.cost for c in layers) / sum(c.layer.size * c.cost for c in layers)
+def everything(layers: Sequence[Candidate]) -> float:
+    """The sparsity, in the budget's unit, of all that the pattern allows."""
+    return sum(c.limit * c.cost for c in layers) / sum(c.layer.size * c.cost for c in layers)
+
+
+def zeros_for(job: Job, layers: Sequence[Candidate], allocator: str, sparsity: float) -> dict[str, int]:
+    """Zeros of each layer at a sparsity."""
     rule: Allocator = ALLOCATORS[allocator]
     budget = replace(job.config.as_budget(), sparsity=sparsity)
     return allocate(whole_layers(rule) if job.pattern.selective else rule, layers, budget)

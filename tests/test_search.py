@@ -166,6 +166,7 @@ def test_every_pattern_with_allocators_and_repairs(pattern: str, allocator: str,
 def test_nm_alone_prunes_every_eligible_layer() -> None:
     result = run(sparsity=None, pattern="2:4")
     assert [report.sparsity for report in result.layers] == [0.5] * len(result.layers)
+    assert {entry.key: entry.value for entry in result.model.metadata_props}["relrep.sparsity"] == "0.5"
 
 
 def test_nm_with_a_sparsity_takes_layers_whole() -> None:
