@@ -3,7 +3,7 @@
 from importlib.metadata import version
 
 from relrep_onnx.config import Config
-from relrep_onnx.pipeline import analyze, compare, optimize
+from relrep_onnx.pipeline import analyze, compare, optimize, refine
 from relrep_onnx.results import Analysis, LayerReport, Result
 from relrep_onnx.types import (
     BudgetError,
@@ -33,4 +33,5 @@ __all__ = [
     "analyze",
     "compare",
     "optimize",
+    "refine",
 ]

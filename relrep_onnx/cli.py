@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import relrep_onnx
+from relrep_onnx import graph as graphs
 from relrep_onnx import report
 from relrep_onnx.allocate import ALLOCATORS, AUTO
-from relrep_onnx.config import Config
+from relrep_onnx.config import DEFAULT_EPOCHS, EFFORTS, Config
+from relrep_onnx.distill import outlook
 from relrep_onnx.estimate import estimate
 from relrep_onnx.inspection import inspect as inspect_model
 from relrep_onnx.job import quiet as quiet_progress
@@ -25,12 +27,14 @@ from relrep_onnx.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
     DATA_OPTIONS,
+    GATE_OPTIONS,
     INPUT_SHAPE,
     JSON_OPTION,
     METHOD_OPTIONS,
     MODEL,
     QUIET_OPTION,
     RANDOM_OPTIONS,
+    REFINE_OPTIONS,
     RUN_OPTIONS,
     SELECT_OPTIONS,
     NamedValue,
@@ -40,7 +44,8 @@ from relrep_onnx.options import (
 from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.pipeline import optimize as run_optimize
-from relrep_onnx.results import Analysis, to_json
+from relrep_onnx.pipeline import refine as run_refine
+from relrep_onnx.results import Analysis, Refined, to_json
 from relrep_onnx.runtime import mobile_usability
 from relrep_onnx.types import ConfigError, RelRepError, Selection, VerificationError
 from relrep_onnx.types import Progress as ProgressCallback
@@ -91,13 +96,16 @@ def main() -> None:
 @click.argument("model", type=MODEL)
 @SELECT_OPTIONS
 @INPUT_SHAPE
+@click.option("--gradients", is_flag=True, help="Also list which layers can be refined, and what stops the gradients of others.")
 @click.option("--mobile", is_flag=True, help="Also ask ONNX Runtime's mobile usability checker (NNAPI, CoreML).")
-def inspect(model: Path, mobile: bool, **_: Any) -> None:
+def inspect(model: Path, gradients: bool, mobile: bool, **_: Any) -> None:
     """Show what can be pruned, what stays and why, and the MACs per layer."""
     config = _config(None)
     inspection = inspect_model(model, Selection(config.min_size, config.nodes_to_exclude, config.op_types), config.input_shape)
     console = report.console_for()
     console.print(report.render_inspection(inspection))
+    if gradients:
+        console.print(report.render_outlook(outlook(graphs.load(model).model, [facts.layer for facts in inspection.layers])))
     if mobile:
         usable, lines = mobile_usability(model)
         console.print("\nONNX Runtime Mobile: NNAPI or CoreML " + ("may help" if usable else "will not help"), style="bold")
@@ -164,12 +172,14 @@ def analyze(
     type=NamedValue("=", click.FloatRange(0, 1), "NAME=0.3"),
     help="Fixes the sparsity of one layer; repeatable.",
 )
-@setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output on held-out samples.")
-@setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with the dense model.")
-@setting(
-    "--eval", metavar="MODULE:FUNCTION", help="Your own metric, called with an onnxruntime.InferenceSession; larger is better."
+@setting("--refine", type=click.IntRange(0), metavar="EPOCHS", help="Then move all survivors together for so many epochs.")
+@REFINE_OPTIONS
+@click.option(
+    "--effort",
+    type=click.Choice(list(EFFORTS)),
+    help="Sets samples, repair and epochs together (docs/refinement.md); other options win.",
 )
-@setting("--min-metric", type=float, help="Gate: least value of --eval.")
+@GATE_OPTIONS
 @click.option("--dry-run", is_flag=True, help="Estimate time and memory, write nothing.")
 @JSON_OPTION
 @CONFIG_OPTION
@@ -187,11 +197,15 @@ def optimize(
     json_path: Path | None,
     config_path: Path | None,
     save_config: Path | None,
+    checkpoint: Path | None,
+    effort: str | None,
     quiet: bool,
     **_: Any,
 ) -> None:
     """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT."""
-    config = _config(config_path)
+    config = _config(config_path, EFFORTS[effort] if effort else {})
+    if checkpoint is not None and not config.refine:
+        raise ConfigError("--resume is about refinement; give --refine EPOCHS too")
     target = _target(model, output, output_option, in_place, dry_run)
     if dry_run and json_path is not None:
         raise ConfigError("--json cannot apply to --dry-run: there is no result to write")
@@ -207,12 +221,70 @@ def optimize(
         return
     with _progress(quiet) as progress:
         result = run_optimize(
-            model, target, calib, config, holdout=holdout, cache_dir=cache_dir, in_place=in_place, progress=progress
+            model,
+            target,
+            calib,
+            config,
+            holdout=holdout,
+            cache_dir=cache_dir,
+            in_place=in_place,
+            checkpoint=checkpoint,
+            progress=progress,
         )
     _write_json(result, json_path)
     if not quiet:
         console = report.console_for()
         console.print(report.render_result(result))
+        console.print(f"wrote {report.clean(str(target))} in {result.seconds:.1f} s", style="bold", markup=False)
+
+
+@main.command()
+@click.argument("dense", type=MODEL)
+@click.argument("sparse", type=MODEL)
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.option("--in-place", is_flag=True, help="Replace SPARSE.")
+@setting("--epochs", field="refine", type=click.IntRange(1), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
+@REFINE_OPTIONS
+@CALIBRATE_OPTIONS
+@SELECT_OPTIONS
+@GATE_OPTIONS
+@JSON_OPTION
+@CONFIG_OPTION
+@QUIET_OPTION
+def refine(
+    dense: Path,
+    sparse: Path,
+    output: Path | None,
+    in_place: bool,
+    calib: str,
+    holdout: str | None,
+    checkpoint: Path | None,
+    json_path: Path | None,
+    config_path: Path | None,
+    quiet: bool,
+    **_: Any,
+) -> None:
+    """Move all survivors of SPARSE together until it behaves like DENSE.
+
+    Zeros stay zeros.  Held-out samples decide which state goes to OUTPUT; where none is better, that is SPARSE itself.
+    """
+    target = _target(sparse, output, None, in_place, False)
+    with _progress(quiet) as progress:
+        result = run_refine(
+            dense,
+            sparse,
+            target,
+            calib,
+            _config(config_path),
+            holdout=holdout,
+            in_place=in_place,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    _write_json(result, json_path)
+    if not quiet:
+        console = report.console_for()
+        console.print(report.render_refined(result))
         console.print(f"wrote {report.clean(str(target))} in {result.seconds:.1f} s", style="bold", markup=False)
 
 
@@ -240,8 +312,8 @@ def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet:
     check_gates(fidelity, None, gates)
 
 
-def _config(path: Path | None) -> Config:
-    """The configuration file, with what was said on the command line on top."""
+def _config(path: Path | None, preset: Mapping[str, Any] | None = None) -> Config:
+    """The configuration file, a preset on top, and what was said on the command line on top of both."""
     context = click.get_current_context()
     fields = {f.name for f in dataclasses.fields(Config)}
     said: dict[str, Any] = {
@@ -249,7 +321,7 @@ def _config(path: Path | None) -> Config:
         for name, value in context.params.items()
         if name in fields and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return dataclasses.replace(Config.load(path) if path is not None else Config(), **said)
+    return dataclasses.replace(Config.load(path) if path is not None else Config(), **{**(preset or {}), **said})
 
 
 def _target(model: Path, output: Path | None, option: Path | None, in_place: bool, dry_run: bool) -> Path | None:
@@ -263,7 +335,7 @@ def _target(model: Path, output: Path | None, option: Path | None, in_place: boo
     return model if in_place else target
 
 
-def _write_json(result: Analysis | Fidelity, path: Path | None) -> None:
+def _write_json(result: Analysis | Fidelity | Refined, path: Path | None) -> None:
     if path is not None:
         _write_text(path, to_json(result) + "\n")
 
@@ -291,24 +363,25 @@ def _progress(quiet: bool) -> Iterator[ProgressCallback]:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=console, transient=True) as bars:
             tasks: dict[str, TaskID] = {}
 
-            def show(phase: str, done: int, total: int) -> None:
+            def show(phase: str, done: int, total: int, note: str = "") -> None:
                 task = tasks.get(phase)
                 if task is None:
-                    task = tasks[phase] = bars.add_task(phase, total=total)
-                bars.update(task, completed=done, total=total)
+                    task = tasks[phase] = bars.add_task(phase, total=total, note="")
+                bars.update(task, completed=done, total=total, note=note)
 
             yield show
     else:
         shown: dict[str, int] = {}
 
-        def say(phase: str, done: int, total: int) -> None:
+        def say(phase: str, done: int, total: int, note: str = "") -> None:
             quarter = 4 * done // max(1, total)
             if quarter > shown.get(phase, -1):
                 shown[phase] = quarter
-                click.echo(f"{phase} {done}/{total}", err=True)
+                click.echo(f"{phase} {done}/{total}" + f", {note}" * bool(note), err=True)
 
         yield say

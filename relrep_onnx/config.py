@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from relrep_onnx.augment import parse as augment_kinds
 from relrep_onnx.data import DataOptions, Preprocessing
 from relrep_onnx.masks import pattern_named
 from relrep_onnx.runtime import RuntimeOptions
@@ -19,6 +20,13 @@ from relrep_onnx.types import Budget, ConfigError, Selection, Unit
 from relrep_onnx.verify import Gates, Limit
 
 DEFAULT_SPARSITY: Final = 0.8
+DEFAULT_EPOCHS: Final = 40
+EFFORTS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "low": {"num_samples": 128, "allocate": "rr-curve", "repair": "variance", "refine": 0},
+    "medium": {"repair": "reconstruct", "refine": 0},
+    "high": {"repair": "reconstruct", "refine": DEFAULT_EPOCHS},
+}
+"""What each effort sets; what is said beside it wins."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Config:
     layer_sparsity: Mapping[str, float] = field(default_factory=dict)
     allocate: str = "auto"
     repair: str = "reconstruct"
+    refine: int = 0
+    augment: str = "auto"
 
     min_size: int = 1024
     nodes_to_exclude: tuple[str, ...] = ()
@@ -68,7 +78,7 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
-        for name in ("threads", "min_size", "seed"):
+        for name in ("threads", "min_size", "seed", "refine"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
         for name, low, high in (("max_error", 0.0, math.inf), ("min_agreement", 0.0, 1.0), ("min_metric", -math.inf, math.inf)):
@@ -83,6 +93,7 @@ class Config:
             if Limit.parse(self.max_drop).kind == "eval" and self.eval is None:
                 raise ConfigError("max_drop 'eval:...' needs eval, the metric it is about")
         pattern_named(self.pattern)
+        augment_kinds(self.augment)
         self.as_budget()
         self.as_data()
 

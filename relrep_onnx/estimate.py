@@ -12,6 +12,7 @@ from itertools import islice
 from typing import Any
 
 from relrep_onnx import graph as graphs
+from relrep_onnx.augment import AUTO
 from relrep_onnx.calibrate import Feeding, dense_pass
 from relrep_onnx.config import Config
 from relrep_onnx.job import Job, prepare, quiet
@@ -21,6 +22,9 @@ from relrep_onnx.job import Job, prepare, quiet
 PASSES = 5.0
 # The search for a sparsity: so many sequential passes.
 SEARCH_PASSES = 8.0
+# An epoch of refinement, and the trials of augmentation as a share of all epochs.
+EPOCH_PASSES = 10.0
+TRIALS = 0.4
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def estimate(model: graphs.ModelSource, calib: Any, config: Config | None = None
     slope = max(_walk(job, few)[0] - one, 0.0) if len(few) > 1 else one
     constant = max(one - slope, 0.0)
     passes = PASSES + (SEARCH_PASSES if config.max_drop is not None else 0.0)
+    passes += config.refine * EPOCH_PASSES * (1 + TRIALS * (config.augment == AUTO))
     seconds = passes * (constant + slope * batches) + len(job.layers) * constant / 4
     live = peak * batches
     widest = max(layer.cols * layer.cols * layer.groups * 8 for layer in job.layers)

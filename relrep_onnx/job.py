@@ -24,7 +24,7 @@ from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, ConfigError, Layer, ModelError, Progress, Skipped
 
 
-def quiet(phase: str, done: int, total: int) -> None:
+def quiet(phase: str, done: int, total: int, note: str = "") -> None:
     """A progress callback that shows nothing."""
 
 

@@ -178,4 +178,27 @@ METHOD_OPTIONS = _options(
     ),
     setting("--repair", type=click.Choice(list(REPAIRS)), help="How survivors and biases are corrected."),
 )
+REFINE_OPTIONS = _options(
+    setting(
+        "--augment",
+        metavar="KINDS",
+        help="Augmentation of refinement: crop,flip,mixup or some of them, none, or auto (short trials decide).",
+    ),
+    click.option(
+        "--resume",
+        "checkpoint",
+        type=OutputFile(),
+        help="Keep refinement's state in this file after each epoch; if it is there, go on from it.",
+    ),
+)
+GATE_OPTIONS = _options(
+    setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output on held-out samples."),
+    setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with the dense model."),
+    setting(
+        "--eval",
+        metavar="MODULE:FUNCTION",
+        help="Your own metric, called with an onnxruntime.InferenceSession; larger is better.",
+    ),
+    setting("--min-metric", type=float, help="Gate: least value of --eval."),
+)
 MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -1,25 +1,27 @@
 """One run, from a model and some samples to a verified sparse model: the order of steps, and nothing else.
 
-load -> find layers -> calibrate -> score -> plan (allocate) -> [mask -> repair] per layer, in order -> write -> verify -> save
+load -> find layers -> calibrate -> score -> plan (allocate) -> [mask -> repair] per layer, in order -> write -> (refine)
+-> verify -> save
 """
 
 from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from relrep_onnx import graph as graphs
-from relrep_onnx.config import Config
+from relrep_onnx.config import DEFAULT_EPOCHS, Config
 from relrep_onnx.data import load_samples
 from relrep_onnx.job import open_session, prepare, quiet
-from relrep_onnx.results import Analysis, LayerReport, Result, measure
+from relrep_onnx.results import Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
 from relrep_onnx.search import plan
-from relrep_onnx.steps import TargetStore, candidates, repair_all, score, write
-from relrep_onnx.types import ModelError, Progress
-from relrep_onnx.verify import Fidelity, check_gates, compare_sessions, load_metric, run_metric
+from relrep_onnx.steps import TargetStore, candidates, refined, repair_all, score, write
+from relrep_onnx.types import Progress
+from relrep_onnx.verify import Fidelity, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
 
 
 def analyze(
@@ -62,6 +64,7 @@ def optimize(
     holdout: Any = None,
     cache_dir: str | os.PathLike[str] | None = None,
     in_place: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress = quiet,
 ) -> Result:
     """Prunes, repairs, verifies and saves a model; the other arguments are those of `analyze`.
@@ -69,6 +72,7 @@ def optimize(
     Args:
         output: where the sparse model goes; None keeps it in memory only (`Result.model`).
         in_place: allows `output` to be the input file.
+        checkpoint: where refinement keeps its state after each epoch; if the file is there, it goes on from it.
 
     Raises:
         VerificationError: a gate of the configuration is not met; nothing is written then.
@@ -87,7 +91,9 @@ def optimize(
         scored = score(job, cache_dir, targets.put)
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
-    sparse = write(job, repaired, chosen.allocator, chosen.sparsity)
+    sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
+    if config.refine:
+        sparse, refinement = refined(job, sparse, job.layers, None if checkpoint is None else Path(checkpoint), progress)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
         stage.write(sparse, job.loaded.external)
         progress("verify", 0, 1)
@@ -107,6 +113,7 @@ def optimize(
             allocator=chosen.allocator,
             choice=chosen.choice,
             finding=chosen.finding,
+            refinement=refinement,
             model=sparse,
             output=None if target is None else str(target),
             before=measure(dense_files, reports, graphs.count_zeros(job.graph, job.layers)),
@@ -121,12 +128,69 @@ def optimize(
     return result
 
 
+def refine(
+    dense: graphs.ModelSource,
+    sparse: graphs.ModelSource,
+    output: str | os.PathLike[str] | None,
+    calib: Any,
+    config: Config | None = None,
+    *,
+    holdout: Any = None,
+    in_place: bool = False,
+    checkpoint: str | os.PathLike[str] | None = None,
+    progress: Progress = quiet,
+) -> Refined:
+    """Refines a sparse model of any origin against its dense one; the other arguments are those of `optimize`.
+
+    Args:
+        dense: the model to behave like.
+        sparse: a model with the same inputs, outputs and tensor names; its zeros stay zeros.
+
+    Raises:
+        VerificationError: a gate of the configuration is not met; nothing is written then.
+        RelRepError: one of its other kinds, with a message for the user.
+    """
+    started = time.perf_counter()
+    config = config or Config()
+    config = config if config.refine else replace(config, refine=DEFAULT_EPOCHS)
+    target = None if output is None else Path(output)
+    graphs.check_target(target, sparse, in_place=in_place)
+    gates = config.as_gates()
+    metric = load_metric(config.eval) if config.eval else None
+    job = prepare(dense, calib, config, holdout, progress)
+    gates.check_resolution(len(job.verification))
+    student = graphs.load(sparse)
+    before = open_session(student, config.as_runtime())
+    check_same_signature(job.session, before)
+    layers, _ = graphs.find_layers(graphs.Graph(student.model), config.as_selection())
+    model, refinement = refined(job, student.model, layers, None if checkpoint is None else Path(checkpoint), progress)
+    with graphs.staged(target) as stage:
+        stage.write(model, student.external)
+        after = Session(stage.path, config.as_runtime(), what="the refined model")
+        moved = [compare_sessions(job.session, session, job.batches(job.verification)) for session in (before, after)]
+        metrics = [run_metric(metric, session) if metric else None for session in (before, after)]
+        check_gates(moved[1], metrics[1], gates)
+        result = Refined(
+            config=config,
+            provenance=job.provenance,
+            refinement=refinement,
+            before=moved[0],
+            after=moved[1],
+            metric_before=metrics[0],
+            metric_after=metrics[1],
+            model=model,
+            output=None if target is None else str(target),
+            seconds=time.perf_counter() - started,
+        )
+        if target is not None:
+            stage.commit()
+    return result
+
+
 def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, config: Config | None = None) -> Fidelity:
     """How far a sparse model's outputs are from a dense one's on all samples of `data`."""
     config = config or Config()
     left, right = (open_session(graphs.load(source), config.as_runtime()) for source in (dense, sparse))
-    wanted, given = ({i.name for i in s.inputs} for s in (left, right))
-    if wanted != given or {o.name for o in left.outputs} != {o.name for o in right.outputs}:
-        raise ModelError("the two models have different inputs or outputs; compare a model with its own sparse version")
+    check_same_signature(left, right)
     samples = load_samples(data, left.inputs, config.as_data())
     return compare_sessions(left, right, samples.batches(config.batch_size))

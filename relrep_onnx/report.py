@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -11,8 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from relrep_onnx.distill import Outlook
 from relrep_onnx.inspection import Inspection
-from relrep_onnx.results import Analysis, LayerReport, Result
+from relrep_onnx.results import Analysis, LayerReport, Refined, Refinement, Result
 from relrep_onnx.types import ConfigError, Skipped
 from relrep_onnx.verify import Fidelity
 
@@ -68,6 +69,61 @@ def render_inspection(inspection: Inspection) -> RenderableType:
     return Group(Text(headline, style="bold"), "", table, "", *_skipped_and_notes(inspection.skipped, inspection.notes))
 
 
+def render_refined(result: Refined) -> RenderableType:
+    """The summary of `refine`."""
+    metric = []
+    if result.metric_before is not None and result.metric_after is not None:
+        metric = [Text(f"metric {clean(result.config.eval or '')}: {result.metric_before:.4g} -> {result.metric_after:.4g}")]
+    return Group(
+        Text(refinement_verdict(result.refinement), style="bold"),
+        *(Text(line) for line in refinement_lines(result.refinement)),
+        *metric,
+        "",
+        "before:",
+        render_fidelity(result.before),
+        "",
+        "after:",
+        render_fidelity(result.after),
+    )
+
+
+def render_outlook(outlooks: Sequence[Outlook]) -> RenderableType:
+    """What refinement could reach, of `inspect --gradients`."""
+    table = _table("layer", "gradients from", "stopped at")
+    for o in outlooks:
+        reach = "outputs" if o.reaches_outputs else "features before a stop" if o.stopped else "nowhere"
+        table.add_row(_name(o.layer), reach, escape(clean("; ".join(f"{w.node}: {w.reason}" for w in o.stopped))) or "-")
+    whole = sum(o.reaches_outputs for o in outlooks)
+    return Group(
+        "", Text(f"refinement: gradients of the outputs reach {whole} of {len(outlooks)} layers", style="bold"), "", table
+    )
+
+
+def refinement_verdict(refinement: Refinement) -> str:
+    """One sentence: what refinement did to the outputs of the samples that decide."""
+    start, best = refinement.start, refinement.best
+    done = refinement.history[-1].number
+    how = f"{done} of {refinement.epochs} epochs" + " (interrupted)" * refinement.interrupted
+    if refinement.kept == 0:
+        return f"refinement kept the start: none of {how} was better (relative L2 of the outputs {start.error:.3g})"
+    moved = f"from {start.error:.3g} to {best.error:.3g}"
+    return f"refinement moved the relative L2 of the outputs {moved} ({how}; epoch {best.number} kept)"
+
+
+def refinement_lines(refinement: Refinement) -> list[str]:
+    """How it went, a sentence each."""
+    kinds = ", ".join(refinement.augment) or "none"
+    trials = ", ".join(f"{name} {error:.3g}" for name, error in refinement.trials.items())
+    lines = [
+        f"augmentation: {kinds}" + f"; held-out error of short trials: {trials}" * bool(trials),
+        f"aimed at {len(refinement.ends)} block ends and {len(refinement.outputs)} outputs: "
+        + clean(", ".join((*refinement.ends, *refinement.outputs))),
+    ]
+    if refinement.restarts:
+        lines.append(f"{refinement.restarts} steps diverged; each went back to the best state at half the rate")
+    return lines + [f"gradients stop at {clean(wall)}" for wall in refinement.walls]
+
+
 def verdict(result: Result) -> str:
     """One sentence: what was done, and how far the outputs moved."""
     fidelity = result.fidelity
@@ -95,6 +151,8 @@ def decisions(result: Result) -> list[str]:
             f"--max-drop {result.config.max_drop} found a sparsity of {found.sparsity:.1%}, which drops by {found.drop:.4g} "
             f"on the samples that decide ({found.drop / found.limit:.0%} of the limit){edge}"
         )
+    if result.refinement is not None:
+        lines += [refinement_verdict(result.refinement), *refinement_lines(result.refinement)]
     return lines
 
 

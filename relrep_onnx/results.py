@@ -90,6 +90,46 @@ class Finding:
     trials: tuple[Trial, ...]
 
 
+@dataclass(frozen=True)
+class Epoch:
+    """A state on the way: mean loss of the epoch (NaN at the start), and the outputs' relative L2 on held-out samples."""
+
+    number: int
+    loss: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """How refinement went: `ends` and `outputs` are the tensors aimed at, `walls` what stopped gradients, `kept` the best epoch.
+
+    `trials` are the held-out errors of short runs with each kind of augmentation, empty where the kind was given.
+    """
+
+    epochs: int
+    steps: int
+    augment: tuple[str, ...]
+    trials: dict[str, float]
+    ends: tuple[str, ...]
+    outputs: tuple[str, ...]
+    walls: tuple[str, ...]
+    history: tuple[Epoch, ...]
+    kept: int
+    restarts: int
+    interrupted: bool
+    seconds: float
+
+    @property
+    def start(self) -> Epoch:
+        """Before the first step."""
+        return self.history[0]
+
+    @property
+    def best(self) -> Epoch:
+        """The state that was kept."""
+        return self.history[self.kept]
+
+
 @dataclass(frozen=True, eq=False)
 class Analysis:
     """Result of `analyze`: curves of every prunable layer, and what is skipped."""
@@ -108,6 +148,7 @@ class Result(Analysis):
     allocator: str
     choice: Choice | None
     finding: Finding | None
+    refinement: Refinement | None
     model: ModelProto
     output: str | None
     before: ModelSize
@@ -128,6 +169,22 @@ class Result(Analysis):
         return 1 - self.after.macs / self.before.macs if self.before.macs else 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class Refined:
+    """Result of `refine`: `model` is the refined model, before and after are its outputs against the dense model's."""
+
+    config: Config
+    provenance: Provenance
+    refinement: Refinement
+    before: Fidelity
+    after: Fidelity
+    metric_before: float | None
+    metric_after: float | None
+    model: ModelProto
+    output: str | None
+    seconds: float
+
+
 def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mapping[str, int]) -> ModelSize:
     """Sizes of a model's files, and what these zeros leave of its prunable layers."""
     files, reports = list(files), list(reports)
@@ -140,7 +197,7 @@ def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mappin
     )
 
 
-def to_json(value: Analysis | Fidelity) -> str:
+def to_json(value: Analysis | Fidelity | Refined) -> str:
     """The result as JSON with a schema version; numbers that are not finite become null."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
 

@@ -83,6 +83,36 @@ class Session:
         return {o.name: o.type for o in self.outputs}
 
 
+class Bound:
+    """A session that reads and writes arrays where they lie: parameters and gradients are never copied from run to run."""
+
+    def __init__(self, session: Session, inputs: Feeds, outputs: Feeds) -> None:
+        """Binds contiguous arrays of the right shapes; they must live as long as this does."""
+        self._session = session
+        self._binding = session.raw.io_binding()
+        for name, array in inputs.items():
+            self._bind_input(name, array)
+        for name, array in outputs.items():
+            self._binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def _bind_input(self, name: str, array: Array) -> None:
+        self._binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+
+    def run(self, feeds: Feeds) -> None:
+        """Runs once on these other inputs and fills the bound outputs.
+
+        Raises:
+            CalibrationError: the model fails on them.
+        """
+        held = {name: np.ascontiguousarray(array) for name, array in feeds.items()}  # alive until the run is over
+        try:
+            for name, array in held.items():
+                self._bind_input(name, array)
+            self._session.raw.run_with_iobinding(self._binding)
+        except FAILURES as error:
+            raise CalibrationError(f"ONNX Runtime fails to run {self._session.what}: {_first_line(error)}") from error
+
+
 def _describe(value: object) -> str:
     return f"{value.dtype}{list(value.shape)}" if isinstance(value, np.ndarray) else type(value).__name__
 

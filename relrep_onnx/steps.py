@@ -11,14 +11,18 @@ from typing import Final
 
 from onnx import ModelProto
 
+from relrep_onnx import distill
 from relrep_onnx import graph as graphs
 from relrep_onnx.allocate import ALLOCATORS, Allocator, Candidate, allocate, whole_layers
+from relrep_onnx.augment import parse as augment_kinds
 from relrep_onnx.cache import Cache
 from relrep_onnx.calibrate import Targets, TensorStore, sequential_pass
 from relrep_onnx.damage import OutputDamage
 from relrep_onnx.job import Job, quiet
 from relrep_onnx.moments import Moments
+from relrep_onnx.refinement import Held, Recipe, refine
 from relrep_onnx.repair import REPAIRS, Repair, Task
+from relrep_onnx.results import Refinement
 from relrep_onnx.runtime import Session
 from relrep_onnx.score import GRID, score_layer
 from relrep_onnx.statistics import dense_statistics
@@ -178,6 +182,25 @@ def write(job: Job, repaired: Mapping[str, RepairedLayer], allocator: str, spars
     }
     graphs.set_metadata(sparse, {f"relrep.{name}": str(value) for name, value in record.items()})
     return sparse
+
+
+def refined(
+    job: Job, sparse: ModelProto, layers: Sequence[Layer], checkpoint: Path | None, progress: Progress
+) -> tuple[ModelProto, Refinement]:
+    """All survivors and biases moved together towards the dense model's features and outputs."""
+    config, runtime = job.config, job.config.as_runtime()
+    sample = next(job.calibration.batches(1))
+    d = distill.plan(job.loaded.model, sparse, layers, sample, runtime)
+    held = Held(d, job.session, job.batches(job.decision), runtime)
+    graph = graphs.Graph(sparse)
+    values = {name: graph.stored(name) for name in d.names}
+    kinds = augment_kinds(config.augment)
+    key = repr((graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))
+    recipe = Recipe(config.refine, kinds, config.seed, job.settings.memory, runtime, checkpoint, key)
+    best, account = refine(d, values, job.calibration, held, recipe, progress)
+    model = graphs.with_tensors(sparse, best)
+    graphs.set_metadata(model, {"relrep.refine": str(config.refine), "relrep.augment": ",".join(account.augment) or "none"})
+    return model, account
 
 
 @contextmanager

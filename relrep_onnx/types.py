@@ -7,9 +7,9 @@ channel reads (for a convolution C_in / groups * kernel size).  Sparsity is the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +19,13 @@ FloatArray = NDArray[Any]
 BoolArray = NDArray[np.bool_]
 Feeds = Mapping[str, Array]
 Unit = Literal["weights", "macs"]
-Progress = Callable[[str, int, int], None]
-"""Called with (what is running, steps done, steps in all)."""
+
+
+class Progress(Protocol):
+    """Called with what is running, steps done, steps in all, and perhaps a note on how it goes."""
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "") -> None:
+        """Takes note of it."""
 
 
 class RelRepError(Exception):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -129,13 +129,27 @@ def float_outputs(session: Session) -> list[str]:
     return [o.name for o in session.outputs if o.dtype is not None and np.issubdtype(o.dtype, np.floating)]
 
 
+def check_same_signature(dense: Session, sparse: Session) -> None:
+    """Raises `ModelError` where two models do not take and give the same tensors."""
+    wanted, given = ({i.name for i in s.inputs} for s in (dense, sparse))
+    if wanted != given or {o.name for o in dense.outputs} != {o.name for o in sparse.outputs}:
+        raise ModelError("the two models have different inputs or outputs; take a model and its own sparse version")
+
+
 def compare_sessions(dense: Session, sparse: Session, batches: Iterable[Feeds]) -> Fidelity:
     """Runs both models on the same batches."""
     names = float_outputs(dense)
     return compare_outputs(names, ((feeds, dense.run(feeds, names)) for feeds in batches), sparse)
 
 
-def compare_outputs(names: Sequence[str], dense: Iterable[tuple[Feeds, Feeds]], sparse: Session) -> Fidelity:
+class Runs(Protocol):
+    """What can be run: a session, or one with more to it."""
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Runs once."""
+
+
+def compare_outputs(names: Sequence[str], dense: Iterable[tuple[Feeds, Feeds]], sparse: Runs) -> Fidelity:
     """Compares a model with what the dense one gave: pairs of (feeds, its outputs)."""
     sums = {name: _Sums() for name in names}
     samples = 0

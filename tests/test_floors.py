@@ -12,11 +12,11 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
-    **dict.fromkeys(("moments", "masks", "swaps", "patches", "graph", "runtime", "cache"), 1),
-    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection"), 2),
-    **dict.fromkeys(("config", "repair"), 3),
+    **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment", "graph", "runtime", "cache"), 1),
+    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient"), 2),
+    **dict.fromkeys(("config", "repair", "distill"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
-    "job": 5,
+    **dict.fromkeys(("job", "refinement"), 5),
     "steps": 6,
     "search": 7,
     "pipeline": 8,
@@ -29,13 +29,13 @@ FLOORS: Final[dict[str, int]] = {
 """A folder is one room; its own modules must import each other in an order without a circle."""
 
 CALIBRATE: Final = {"types", "graph", "runtime", "moments", "patches"}
-CONFIG: Final = {"types", "data", "masks", "runtime", "verify"}
+CONFIG: Final = {"types", "augment", "data", "masks", "runtime", "verify"}
 LIBRARIES: Final = {
     "onnxruntime": {"runtime"},
     # In runtime, damage, steps, search and job as the type that they pass on, and for its version.
-    "onnx": {"graph", "data", "results", "steps", "search", "runtime", "damage", "job"},
+    "onnx": {"graph", "gradient", "distill", "data", "results", "steps", "search", "runtime", "damage", "job"},
 }
-NUMERIC: Final = {"moments", "masks", "swaps", "patches", "reconstruct", "repair", "score", "allocate"}
+NUMERIC: Final = {"moments", "masks", "swaps", "patches", "adam", "augment", "reconstruct", "repair", "score", "allocate"}
 
 MODULES: Final = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text(encoding="utf-8"))

@@ -14,6 +14,7 @@ from onnx import ModelProto, helper
 
 from relrep_onnx.calibrate import Feeding, WalkSettings, dense_pass
 from relrep_onnx.graph import Graph, find_layers, read_weight, with_layer
+from relrep_onnx.job import quiet
 from relrep_onnx.masks import PATTERNS, unit_row_magnitude
 from relrep_onnx.moments import Covariance, Moments
 from relrep_onnx.repair import REPAIRS, Task
@@ -31,7 +32,7 @@ KINDS = [kind for kind in SINGLES if "fp16" not in kind and kind != "matmul1"]
 
 def moments_of(model: ModelProto, layers: Sequence[Layer], batches: Sequence[Feeds], samples: int) -> dict[str, Covariance]:
     types = {i.name: i.type for i in Session(model.SerializeToString(), RuntimeOptions()).inputs}
-    settings = WalkSettings(RuntimeOptions(), types, None, 0, 1 << 40, lambda phase, done, total: None)
+    settings = WalkSettings(RuntimeOptions(), types, None, 0, 1 << 40, quiet)
     feeds = Feeding(batches, len(batches), samples, len(batches))
     return {d.layer.name: d.inputs for d in dense_pass(Graph(model), layers, feeds, settings)}
 

@@ -14,6 +14,7 @@ from onnx import ModelProto, helper
 from relrep_onnx import calibrate
 from relrep_onnx.calibrate import Feeding, TensorStore, Walk, WalkSettings, dense_pass, sequential_pass
 from relrep_onnx.graph import Graph, find_layers, plan_stages, read_weight, stage_model, write_layer
+from relrep_onnx.job import quiet
 from relrep_onnx.masks import PATTERNS, unit_row_magnitude
 from relrep_onnx.moments import Moments
 from relrep_onnx.repair import Pruned, affine
@@ -29,7 +30,7 @@ Repair = Callable[[Layer, FloatArray, Moments, Moments | None], RepairedLayer]
 
 def settings(model: ModelProto, memory: int = LARGE, positions: int | None = None) -> WalkSettings:
     types = {i.name: i.type for i in Session(model.SerializeToString(), RUNTIME).inputs}
-    return WalkSettings(RUNTIME, types, positions, 0, memory, lambda phase, done, total: None)
+    return WalkSettings(RUNTIME, types, positions, 0, memory, quiet)
 
 
 def batches_of(model: ModelProto, sizes: tuple[int, ...] = (3, 2)) -> list[Feeds]:

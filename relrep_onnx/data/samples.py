@@ -172,6 +172,40 @@ class Samples:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
         return ({i.name: i.feed(arrays[i.name]) for i in self.inputs} for arrays in map(join, runs(self.entries, batch_size)))
 
+    def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[dict[str, Array]]:
+        """Full batches in random order, drawn anew each time; what is left of a shape is left out, unless it is all there is."""
+        batches = []
+        for members in self._alike():
+            order = [members[i] for i in rng.permutation(len(members))]
+            size = min(batch_size, len(members))
+            batches += [order[first : first + size] for first in range(0, len(members) - size + 1, size)]
+        for i in rng.permutation(len(batches)):
+            arrays = join(batches[i])
+            yield {wanted.name: wanted.feed(arrays[wanted.name]) for wanted in self.inputs}
+
+    def shuffled_count(self, batch_size: int) -> int:
+        """How many feeds `shuffled` gives."""
+        return sum(max(1, len(members) // batch_size) for members in self._alike())
+
+    def _alike(self) -> list[list[Entry]]:
+        """The entries by shape; those that run alone each by itself."""
+        groups: dict[object, list[Entry]] = {}
+        for number, entry in enumerate(self.entries):
+            key = number if entry.alone else tuple((a.dtype.str, a.shape) for a in entry.arrays.values())
+            groups.setdefault(key, []).append(entry)
+        return list(groups.values())
+
+    @property
+    def image_axes(self) -> dict[str, tuple[int, int]]:
+        """The vertical and horizontal axis of each input that is fed with images: floats of rank 4 with up to four channels."""
+        first = self.entries[0].arrays
+        found = {}
+        for wanted in self.inputs:
+            shape, last = wanted.feed(first[wanted.name]).shape, wanted.images.channels_last
+            if wanted.dtype.kind == "f" and len(shape) == 4 and shape[-1 if last else 1] <= 4:
+                found[wanted.name] = (1, 2) if last else (2, 3)
+        return found
+
     def batch_count(self, batch_size: int) -> int:
         """How many feeds `batches` gives."""
         return sum(1 for _ in runs(self.entries, batch_size))

@@ -1,32 +1,42 @@
 """The only room that knows ONNX operators and where weights hide: load, find, read, cut into stages, write back, save."""
 
+from relrep_onnx.graph.blocks import block_ends
 from relrep_onnx.graph.branches import branch_scale
-from relrep_onnx.graph.index import Graph
+from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, display_name, reads
 from relrep_onnx.graph.layers import count_zeros, find_layers, read_weight
 from relrep_onnx.graph.model import LoadedModel, ModelSource, Staged, check_target, input_files, load, model_hash, staged
+from relrep_onnx.graph.parameters import Parameter, as_inputs, parameters, with_tensors
 from relrep_onnx.graph.rewrite import set_metadata, with_layer, write_layer
 from relrep_onnx.graph.shapes import activation_shapes
 from relrep_onnx.graph.stages import Stage, plan_stages, stage_model
 
 __all__ = [
+    "STANDARD_DOMAINS",
     "Graph",
     "LoadedModel",
     "ModelSource",
+    "Parameter",
     "Stage",
     "Staged",
     "activation_shapes",
+    "as_inputs",
+    "block_ends",
     "branch_scale",
     "check_target",
     "count_zeros",
+    "display_name",
     "find_layers",
     "input_files",
     "load",
     "model_hash",
+    "parameters",
     "plan_stages",
     "read_weight",
+    "reads",
     "set_metadata",
     "stage_model",
     "staged",
     "with_layer",
+    "with_tensors",
     "write_layer",
 ]

@@ -75,7 +75,7 @@ def _shift_bias(graph: Graph, layer: Layer, output: str, form: Form, shift: Floa
             addend = addend / form.bias_scale
         _store_bias(graph, layer, node, slot, old, addend, kind)
         return
-    add = _following_add(graph, output, form)
+    add = following_add(graph, output, form)
     if add is not None:
         reader, slot = add
         _store_bias(graph, layer, reader, slot, graph.value(reader.input[slot]), addend, kind)
@@ -108,7 +108,7 @@ def _check_casts(graph: Graph, constant: Constant, written: TensorProto, layer: 
         )
 
 
-def _following_add(graph: Graph, output: str, form: Form) -> tuple[NodeProto, int] | None:
+def following_add(graph: Graph, output: str, form: Form) -> tuple[NodeProto, int] | None:
     """The Add that is a product's bias: its only reader, the other operand a constant that varies along the rows' axis."""
     readers = graph.consumers.get(output, [])
     if len(readers) != 1 or output in graph.outputs:

@@ -1,0 +1,332 @@
+"""Refinement end to end: all survivors and biases move together until the sparse network's features match the dense one's.
+
+Small augmented batches of the calibration samples, Adam under a one-cycle schedule (`adam.py`), the step one ONNX graph that
+works on parameters and gradients where they lie (`distill.py`).  Held-out samples decide which state is kept; perhaps the first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from relrep_onnx.adam import Buffers, one_cycle
+from relrep_onnx.augment import Augmenter, possible
+from relrep_onnx.data import Samples
+from relrep_onnx.distill import Distillation, step, traced
+from relrep_onnx.results import Epoch, Refinement
+from relrep_onnx.runtime import Bound, RuntimeOptions, Session
+from relrep_onnx.types import Array, ConfigError, Feeds, FloatArray, Progress
+from relrep_onnx.verify import compare_outputs, float_outputs
+
+BATCH: Final = 64
+RATE: Final = 2e-3
+CLIP: Final = 3.0
+"""A gradient longer than so many times the usual one is shortened to that."""
+MEMORY: Final = 0.9
+"""How slowly the usual length of the gradient changes."""
+DIVERGED: Final = 10.0
+"""A loss above so many times the first one counts as divergence."""
+COPIES: Final = 3
+"""The step holds each tensor of the sparse network, its gradient, and the dense network's; about."""
+TRIAL: Final = 0.1
+"""Each trial of an augmentation takes this share of the steps,"""
+FEWEST: Final = 32
+"""but at least so many."""
+MARGIN: Final = 0.98
+"""Less augmentation must be better by this factor: its advantage fades in longer runs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """How to refine; `augment` None means to find out by short trials which kinds help."""
+
+    epochs: int
+    augment: tuple[str, ...] | None
+    seed: int
+    memory: int
+    runtime: RuntimeOptions
+    checkpoint: Path | None = None
+    key: str = ""
+    """All that the checkpoint's run depends on."""
+
+
+class Stepper:
+    """The compiled steps, one for each shape of batch; batches that would need too much memory run in parts."""
+
+    def __init__(self, d: Distillation, buffers: Buffers, recipe: Recipe) -> None:
+        self._d, self._buffers, self._runtime = d, buffers, recipe.runtime
+        self._most = max(1, recipe.memory // max(1, COPIES * d.sample_bytes))
+        self._known: dict[object, tuple[Bound, FloatArray]] = {}
+
+    def run(self, feeds: Feeds) -> float:
+        """The loss of a batch; fills the gradients, which are zero where the mask is."""
+        gradients, parts = self._buffers.gradients, self._parts(feeds)
+        losses = [self._part(parts[0])]
+        if len(parts) > 1:
+            total = gradients.copy()
+            for part in parts[1:]:
+                losses.append(self._part(part))
+                total += gradients
+            np.divide(total, len(parts), out=gradients)
+        gradients *= self._buffers.mask
+        return sum(losses) / len(losses)
+
+    def _parts(self, feeds: Feeds) -> list[Feeds]:
+        sizes = {array.shape[:1] for array in feeds.values()}
+        count = sizes.pop()[0] if len(sizes) == 1 and () not in sizes else 1
+        pieces = math.ceil(count / self._most)
+        if pieces < 2:
+            return [feeds]
+        return [{name: array[rows] for name, array in feeds.items()} for rows in np.array_split(np.arange(count), pieces)]
+
+    def _part(self, feeds: Feeds) -> float:
+        key = tuple((name, array.dtype.str, array.shape) for name, array in feeds.items())
+        if key not in self._known:
+            self._known[key] = self._compiled(feeds)
+        bound, loss = self._known[key]
+        bound.run(feeds)
+        return float(loss)
+
+    def _compiled(self, feeds: Feeds) -> tuple[Bound, FloatArray]:
+        values, gradients = (self._buffers.views(flat) for flat in (self._buffers.values, self._buffers.gradients))
+        built = step(self._d, traced(self._d.sparse, {**feeds, **values}, self._runtime))
+        session = Session(built.model.SerializeToString(), self._runtime, what="the refinement step")
+        loss = np.zeros((), np.float32)
+        outputs = dict(zip(built.gradients, gradients.values(), strict=True))
+        return Bound(session, values, {built.loss: loss, **outputs}), loss
+
+
+class Held:
+    """Held-out samples: what the dense model answers, and how far the sparse one is from it."""
+
+    def __init__(self, d: Distillation, dense: Session, batches: Iterable[Feeds], runtime: RuntimeOptions) -> None:
+        self._names = float_outputs(dense)
+        self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches]
+        self._sparse = Session(d.sparse.SerializeToString(), runtime, what="the sparse model")
+
+    def error(self, values: Feeds) -> float:
+        """All outputs' relative L2, each scaled by its own energy; infinite where it is no number."""
+        error = compare_outputs(self._names, self._dense, _Fed(self._sparse, values)).mean_relative_l2
+        return error if math.isfinite(error) else math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class _Fed:
+    """A model whose parameters are inputs, together with their values."""
+
+    session: Session
+    values: Feeds
+
+    def run(self, feeds: Feeds, outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Runs once."""
+        return self.session.run({**feeds, **self.values}, outputs)
+
+
+class Loop:
+    """One run from the start to the end of its schedule; `best` is the state that held-out samples like most so far."""
+
+    def __init__(self, buffers: Buffers, stepper: Stepper, held: Held, samples: Samples, kinds: Sequence[str], seed: int) -> None:
+        self._buffers, self._stepper, self._held, self._samples = buffers, stepper, held, samples
+        self._augmenter = Augmenter(kinds, samples.image_axes)
+        self._rng = np.random.default_rng(seed)
+        self._peak, self._usual, self._first = RATE, 0.0, 0.0
+        self.steps = self.restarts = 0
+        self.history = [Epoch(0, math.nan, held.error(buffers.views(buffers.values)))]
+        self.best, self.best_values = self.history[0], buffers.values.copy()
+
+    def epoch(self, total: int, most: int | None = None) -> None:
+        """All samples once, or at most so many steps, of a schedule of `total` steps; then the held-out samples."""
+        losses = []
+        for feeds in self._samples.shuffled(BATCH, self._rng):
+            losses.append(self._step(self._augmenter.apply(feeds, self._rng), one_cycle(self.steps / total)))
+            self.steps += 1
+            if self.steps == most:
+                break
+        error = self._held.error(self._buffers.views(self._buffers.values))
+        self.history.append(Epoch(len(self.history), float(np.mean(losses)), error))
+        if error < self.best.error:
+            self.best, self.best_values = self.history[-1], self._buffers.values.copy()
+
+    def _step(self, feeds: Feeds, share: float) -> float:
+        """One step at a share of the peak rate; a step that diverges goes back to the best state at half the peak."""
+        buffers = self._buffers
+        loss = self._stepper.run(feeds)
+        length = float(np.linalg.norm(buffers.gradients))
+        self._first = self._first or loss
+        if not (math.isfinite(length) and loss <= DIVERGED * self._first):
+            buffers.restart(self.best_values)
+            self._peak /= 2
+            self.restarts += 1
+            return loss
+        self._usual = MEMORY * self._usual + (1 - MEMORY) * length if self._usual else length
+        if length > CLIP * self._usual:
+            buffers.gradients *= CLIP * self._usual / length
+        buffers.step(self._peak * share)
+        return loss
+
+    def state(self) -> dict[str, Array]:
+        """Everything that a resumed run needs, as arrays."""
+        b = self._buffers
+        numbers = [self._peak, self._usual, self._first, self.steps, self.restarts, b.count]
+        return {
+            "numbers": np.array(numbers, np.float64),
+            "history": np.array([(e.number, e.loss, e.error) for e in self.history], np.float64),
+            "random": np.frombuffer(json.dumps(self._rng.bit_generator.state).encode(), np.uint8),
+            "best": self.best_values,
+            **{name: getattr(b, name) for name in ("values", "mean", "square")},
+        }
+
+    def resume(self, state: Feeds) -> None:
+        """Goes on from a state."""
+        b = self._buffers
+        self._peak, self._usual, self._first = (float(v) for v in state["numbers"][:3])
+        self.steps, self.restarts, b.count = (int(v) for v in state["numbers"][3:])
+        self.history = [Epoch(int(n), loss, error) for n, loss, error in state["history"].tolist()]
+        self.best = min(self.history, key=lambda e: e.error)
+        self.best_values = state["best"]
+        self._rng.bit_generator.state = json.loads(state["random"].tobytes())
+        for name in ("values", "mean", "square"):
+            getattr(b, name)[...] = state[name]
+
+
+def refine(
+    d: Distillation, values: Feeds, samples: Samples, held: Held, recipe: Recipe, progress: Progress
+) -> tuple[dict[str, FloatArray], Refinement]:
+    """Refines parameters.
+
+    Args:
+        d: what moves, and towards what.
+        values: the parameters at the start, by tensor; zeros of weights stay zeros.
+        samples: to learn from.
+        held: decides.
+        recipe: how.
+        progress: told of the steps, with the losses as a note.
+
+    Returns:
+        The best state's values, and an account.
+
+    Raises:
+        ConfigError: the checkpoint cannot be read, or belongs to another run.
+        CalibrationError: a step fails in ONNX Runtime.
+    """
+    buffers = Buffers(values, [p.tensor for p in d.parameters if p.is_weight])
+    start = buffers.values.copy()
+    stepper = Stepper(d, buffers, recipe)
+    per_epoch = samples.shuffled_count(BATCH)
+    total = recipe.epochs * per_epoch
+    saved = _read(recipe)
+    trials: dict[str, float] = {}
+    kinds = recipe.augment
+    if saved is not None:
+        kinds, trials = tuple(saved["kinds"]), saved["trials"]
+
+    def loop(chosen: Sequence[str]) -> Loop:
+        buffers.restart(start)
+        return Loop(buffers, stepper, held, samples, chosen, recipe.seed)
+
+    interrupted = False
+    began = time.monotonic()
+    try:
+        if kinds is None:
+            kinds = ()
+            for option in options(samples):
+                trial, steps = loop(option), max(FEWEST, round(TRIAL * total))
+                while trial.steps < steps:
+                    progress("augment", len(trials), len(options(samples)))
+                    trial.epoch(steps, steps)
+                trials[_named(option)] = trial.history[-1].error
+            kinds = _best(options(samples), trials)
+    except KeyboardInterrupt:
+        interrupted = True
+    run = loop(kinds or ())
+    if saved is not None:
+        run.resume(saved["state"])
+    try:
+        while not interrupted and len(run.history) <= recipe.epochs:
+            last = run.history[-1]
+            note = f"loss {last.loss:.4g}, held-out error {last.error:.4g}, best {run.best.error:.4g}"
+            progress("refine", len(run.history) - 1, recipe.epochs, note)
+            run.epoch(total)
+            _write(recipe, run, kinds or (), trials)
+    except KeyboardInterrupt:
+        interrupted = True
+    progress("refine", recipe.epochs, recipe.epochs)
+    best = dict(zip(values, (view.copy() for view in buffers.views(run.best_values).values()), strict=True))
+    account = Refinement(
+        epochs=recipe.epochs,
+        steps=run.steps,
+        augment=tuple(kinds or ()),
+        trials=trials,
+        ends=d.ends,
+        outputs=d.outputs,
+        walls=tuple(f"{wall.node}: {wall.reason}" for wall in d.walls),
+        history=tuple(run.history),
+        kept=run.best.number,
+        restarts=run.restarts,
+        interrupted=interrupted,
+        seconds=time.monotonic() - began,
+    )
+    return best, account
+
+
+def options(samples: Samples) -> list[tuple[str, ...]]:
+    """What the trials try, the most augmentation first: all that can be applied, then without flips, without crops, nothing."""
+    feeds = next(samples.shuffled(2, np.random.default_rng(0)))
+    kinds = possible(feeds, samples.image_axes)
+    tried = [kinds, tuple(k for k in kinds if k != "flip"), tuple(k for k in kinds if k == "mixup"), ()]
+    return list(dict.fromkeys(tried))
+
+
+def _best(tried: Sequence[tuple[str, ...]], errors: dict[str, float]) -> tuple[str, ...]:
+    """The first option that no later one beats by the margin."""
+    best = tried[0]
+    for option in tried[1:]:
+        if errors[_named(option)] < MARGIN * errors[_named(best)]:
+            best = option
+    return best
+
+
+def _named(kinds: Sequence[str]) -> str:
+    return ",".join(kinds) or "none"
+
+
+def _write(recipe: Recipe, run: Loop, kinds: Sequence[str], trials: dict[str, float]) -> None:
+    """The checkpoint, whole or not at all."""
+    path = recipe.checkpoint
+    if path is None:
+        return
+    about = json.dumps({"key": recipe.key, "kinds": list(kinds), "trials": trials})
+    temporary = path.with_name(f".{path.name}.relrep-{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, about=np.frombuffer(about.encode(), np.uint8), **run.state())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ConfigError(f"cannot write the checkpoint {str(path)!r}: {error.strerror}") from error
+
+
+def _read(recipe: Recipe) -> dict[str, Any] | None:
+    """What the checkpoint holds, or None where there is none yet."""
+    path = recipe.checkpoint
+    if path is None or not path.exists():
+        return None
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
+            arrays = dict(archive)
+        about = json.loads(arrays.pop("about").tobytes())
+        key = about["key"]
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"the checkpoint {str(path)!r} cannot be read ({error}); remove it to start anew") from error
+    if key != recipe.key:
+        raise ConfigError(f"the checkpoint {str(path)!r} is of another run (model, data or settings); remove it to start anew")
+    return {**about, "state": arrays}
