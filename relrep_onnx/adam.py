@@ -22,8 +22,8 @@ LAST: Final = 1e-4
 class Buffers:
     """All parameters, their gradients and Adam's moments, each one flat float32 array that stays where it is."""
 
-    def __init__(self, values: Mapping[str, Array], masked: Iterable[str]) -> None:
-        """Takes the parameters' values, and the names of those whose zeros stay zeros."""
+    def __init__(self, values: Mapping[str, Array], masked: Iterable[str], scales: Mapping[str, float]) -> None:
+        """Takes the parameters' values, the names of those whose zeros stay zeros, and what each one's rate is multiplied by."""
         edges = np.cumsum([0, *(array.size for array in values.values())])
         self._places = {name: (slice(edges[i], edges[i + 1]), array.shape) for i, (name, array) in enumerate(values.items())}
         self.values, self.gradients, self.mean, self.square = (np.zeros(edges[-1], np.float32) for _ in range(4))
@@ -34,6 +34,9 @@ class Buffers:
         masks = self.views(self.mask)
         for name in masked:
             masks[name][...] = values[name] != 0
+        self._scale = np.ones(edges[-1], np.float32)
+        for name, view in self.views(self._scale).items():
+            view[...] = scales[name]
 
     def views(self, flat: FloatArray) -> dict[str, FloatArray]:
         """The parts of a flat array, by parameter and in its shape."""
@@ -52,7 +55,7 @@ class Buffers:
         self.mean += (1 - first) * (self.gradients - self.mean)
         self.square += (1 - second) * (self.gradients * self.gradients - self.square)
         unbias = math.sqrt(1 - second**self.count) / (1 - first**self.count)
-        self.values -= (rate * unbias) * self.mean / (np.sqrt(self.square) + EPSILON)
+        self.values -= (rate * unbias) * self._scale * self.mean / (np.sqrt(self.square) + EPSILON)
 
 
 def one_cycle(share: float) -> float:

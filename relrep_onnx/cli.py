@@ -243,7 +243,7 @@ def optimize(
 @click.argument("sparse", type=MODEL)
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option("--in-place", is_flag=True, help="Replace SPARSE.")
-@setting("--epochs", field="refine", type=click.IntRange(1), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
+@click.option("--epochs", "refine", type=click.IntRange(1), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
 @REFINE_OPTIONS
 @CALIBRATE_OPTIONS
 @SELECT_OPTIONS

@@ -28,7 +28,8 @@ from relrep_onnx.types import Array, ConfigError, Feeds, FloatArray, Progress
 from relrep_onnx.verify import compare_outputs, float_outputs
 
 BATCH: Final = 64
-RATE: Final = 2e-3
+RATE: Final = 0.025
+"""The peak, relative to the size of what moves."""
 CLIP: Final = 3.0
 """A gradient longer than so many times the usual one is shortened to that."""
 MEMORY: Final = 0.9
@@ -218,7 +219,7 @@ def refine(
         ConfigError: the checkpoint cannot be read, or belongs to another run.
         CalibrationError: a step fails in ONNX Runtime.
     """
-    buffers = Buffers(values, [p.tensor for p in d.parameters if p.is_weight])
+    buffers = Buffers(values, [p.tensor for p in d.parameters if p.is_weight], scales(d, values))
     start = buffers.values.copy()
     stepper = Stepper(d, buffers, recipe)
     per_epoch = samples.shuffled_count(BATCH)
@@ -276,6 +277,20 @@ def refine(
         seconds=time.monotonic() - began,
     )
     return best, account
+
+
+def scales(d: Distillation, values: Feeds) -> dict[str, float]:
+    """The size of each parameter, which its rate is relative to: the root mean square of a weight's survivors, or of a bias.
+
+    A bias that is smaller than its layer's weights takes their size, for it may have been zero or not there at all.
+    """
+    sizes = {}
+    for p in d.parameters:
+        value = values[p.tensor].astype(np.float64)
+        moving = value[value != 0] if p.is_weight else value
+        sizes[p.tensor] = float(np.sqrt(np.mean(moving**2))) if moving.size else 0.0
+    of_layer = {p.layer: sizes[p.tensor] for p in d.parameters if p.is_weight}
+    return {p.tensor: max(sizes[p.tensor], of_layer.get(p.layer, 0.0)) for p in d.parameters}
 
 
 def options(samples: Samples) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from tests.models import random
 
 def test_steps_follow_the_paper() -> None:
     start = random(0, 3, 4)
-    buffers = Buffers({"w": start}, [])
+    buffers = Buffers({"w": start}, [], {"w": 2.0})
     values, mean, square = start.astype(np.float64), np.zeros((3, 4)), np.zeros((3, 4))
     for number in range(1, 6):
         gradient = random(number, 3, 4)
@@ -24,17 +24,17 @@ def test_steps_follow_the_paper() -> None:
         mean = BETAS[0] * mean + (1 - BETAS[0]) * gradient
         square = BETAS[1] * square + (1 - BETAS[1]) * gradient.astype(np.float64) ** 2
         corrected = (mean / (1 - BETAS[0] ** number)) / (np.sqrt(square / (1 - BETAS[1] ** number)) + EPSILON)
-        values = values - 0.1 * corrected
+        values = values - 2.0 * 0.1 * corrected
     np.testing.assert_allclose(buffers.views(buffers.values)["w"], values, rtol=1e-5, atol=1e-6)
 
 
 def test_zeros_of_masked_tensors_have_no_mask() -> None:
-    buffers = Buffers({"w": np.array([[0.0, 2.0]]), "b": np.array([0.0, 1.0])}, ["w"])
+    buffers = Buffers({"w": np.array([[0.0, 2.0]]), "b": np.array([0.0, 1.0])}, ["w"], {"w": 1.0, "b": 1.0})
     assert buffers.mask.tolist() == [0, 1, 1, 1]
 
 
 def test_restart_forgets() -> None:
-    buffers = Buffers({"w": np.ones(2)}, [])
+    buffers = Buffers({"w": np.ones(2)}, [], {"w": 1.0})
     buffers.gradients[...] = 1
     buffers.step(0.5)
     buffers.restart(np.array([3.0, 4.0], np.float32))
@@ -46,7 +46,7 @@ def test_restart_forgets() -> None:
 
 
 def test_views_are_the_arrays_themselves() -> None:
-    buffers = Buffers({"a": np.zeros((2, 2)), "b": np.zeros(3)}, [])
+    buffers = Buffers({"a": np.zeros((2, 2)), "b": np.zeros(3)}, [], {"a": 1.0, "b": 1.0})
     buffers.views(buffers.values)["b"][1] = 7
     assert buffers.values.tolist() == [0, 0, 0, 0, 0, 7, 0]
 

@@ -106,6 +106,13 @@ BAD: dict[str, tuple[str, int, str]] = {
     "drop without metric": ("OPT --max-drop eval:0.1", 2, "needs eval, the metric it is about"),
     "drop too small": ("OPT --max-drop 1e-9 --allocate uniform", 1, "no sparsity stays under --max-drop 1e-9"),
     "drop too fine": ("OPT --max-drop top1:0.1%", 2, "deciding samples resolve"),
+    "no such augmentation": ("OPT --refine 1 --augment cutout", 2, "augment is 'cutout'; give 'auto', 'none', or some of crop"),
+    "resume without refine": ("OPT --resume {}/state.npz", 2, "--resume is about refinement; give --refine EPOCHS too"),
+    "resume what is no checkpoint": ("OPT --refine 1 --resume {}/text.npz", 2, "the checkpoint"),
+    "refine another model": ("refine {}/net.onnx {}/tokens.onnx {}/o.onnx --calib {}/ok.npz", 1, "different inputs or outputs"),
+    "refine in place of itself": ("refine {}/net.onnx {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "is the input"),
+    "no output to refine": ("refine {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "give an OUTPUT file"),
+    "refine with no such metric": ("refine {}/net.onnx {}/net.onnx {}/o.onnx --calib {}/ok.npz --eval nosuch:f", 2, "--eval"),
     "two outputs": ("optimize {}/net.onnx {}/a.onnx -o {}/b.onnx --calib {}/ok.npz", 2, "two outputs"),
     "output is input": ("optimize {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "is the input"),
     "in place elsewhere": ("optimize {}/net.onnx {}/o.onnx --in-place --calib {}/ok.npz", 2, "cannot apply together"),
@@ -299,7 +306,7 @@ def test_names_cannot_drive_the_terminal(place: Path, tmp_path: Path) -> None:
     assert "evil\\x1b[2J[red]name" in result.output
 
 
-@pytest.mark.parametrize("command", ["inspect", "analyze", "optimize", "compare"])
+@pytest.mark.parametrize("command", ["inspect", "analyze", "optimize", "refine", "compare"])
 def test_help_names_every_option(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

@@ -30,6 +30,8 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "layer_sparsity": st.dictionaries(names, fractions, max_size=3),
     "allocate": names,
     "repair": names,
+    "refine": st.integers(0, 1000),
+    "augment": st.sampled_from(["auto", "none", "flip", "crop,mixup"]),
     "min_size": st.integers(0, 2**40),
     "nodes_to_exclude": st.lists(names, max_size=3).map(tuple),
     "op_types": st.lists(names, max_size=3).map(tuple),
@@ -89,7 +91,7 @@ def test_missing_keys_take_their_defaults(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key() -> None:
-    with pytest.raises(ConfigError, match=r"here has an unknown key 'sparsty'; known keys: allocate, batch_size, .*threads"):
+    with pytest.raises(ConfigError, match=r"here has an unknown key 'sparsty'; known keys: allocate, augment, .*threads"):
         Config.from_json('{"sparsty": 0.5}', source="here")
 
 

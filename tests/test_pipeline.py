@@ -19,9 +19,9 @@ from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import relrep_onnx.statistics as statistics
-from relrep_onnx import BudgetError, Config, ConfigError, ModelError, VerificationError, analyze, compare, optimize
+from relrep_onnx import BudgetError, Config, ConfigError, ModelError, VerificationError, analyze, compare, optimize, refine
 from relrep_onnx.allocate import ALLOCATORS
-from relrep_onnx.graph import Graph, find_layers, read_weight
+from relrep_onnx.graph import Graph, count_zeros, find_layers, read_weight
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.types import Array, Selection
 from samples.metric import top1
@@ -406,3 +406,41 @@ def test_a_model_too_large_for_one_message_has_no_damage(monkeypatch: pytest.Mon
     result = optimize(small_net(), None, inputs(), SMALL)
     assert all(np.isnan(report.curve.damage) for report in result.layers)
     assert result.sparsity == pytest.approx(0.7, abs=1e-3)
+
+
+def test_refined_run_is_better_and_says_so(tmp_path: Path) -> None:
+    model, x = small_net(), inputs(128)
+    plain = optimize(model, None, x, Config(sparsity=0.6, min_size=1))
+    refined = optimize(model, tmp_path / "o.onnx", x, Config(sparsity=0.6, min_size=1, refine=20))
+    account = refined.refinement
+    assert account is not None
+    assert account.best.error < account.start.error
+    assert refined.fidelity.relative_l2 < plain.fidelity.relative_l2
+    assert refined.after.nonzeros == plain.after.nonzeros
+    stored = {entry.key: entry.value for entry in onnx.load(tmp_path / "o.onnx").metadata_props}
+    assert stored["relrep.refine"] == "20"
+    assert stored["relrep.augment"] == (",".join(account.augment) or "none")
+
+
+def test_refine_alone_takes_a_sparse_model_of_any_origin(tmp_path: Path) -> None:
+    dense, x = small_net(), inputs(128)
+    masked = optimize(dense, None, x, Config(sparsity=0.6, min_size=1, repair="none")).model
+    onnx.save(dense, tmp_path / "dense.onnx")
+    onnx.save(masked, tmp_path / "sparse.onnx")
+    before = (tmp_path / "sparse.onnx").read_bytes()
+    result = refine(tmp_path / "dense.onnx", tmp_path / "sparse.onnx", tmp_path / "o.onnx", x, Config(min_size=1, refine=20))
+    assert result.after.relative_l2 < result.before.relative_l2
+    assert (tmp_path / "sparse.onnx").read_bytes() == before
+    layers = find_layers(Graph(dense), Selection(min_size=1))[0]
+    written = onnx.load(tmp_path / "o.onnx")
+    assert count_zeros(Graph(written), layers) == count_zeros(Graph(masked), layers)
+    assert compare(dense, written, x).relative_l2 < compare(dense, masked, x).relative_l2
+
+
+def test_refine_misses_a_gate_and_keeps_the_old_output(tmp_path: Path) -> None:
+    dense, x = small_net(), inputs(64)
+    masked = optimize(dense, None, x, Config(sparsity=0.9, min_size=1, repair="none")).model
+    (tmp_path / "o.onnx").write_bytes(b"old")
+    with pytest.raises(VerificationError, match="max-error"):
+        refine(dense, masked, tmp_path / "o.onnx", x, Config(min_size=1, refine=1, max_error=1e-6))
+    assert [f.read_bytes() for f in tmp_path.iterdir()] == [b"old"]

@@ -16,7 +16,7 @@ from relrep_onnx.adam import Buffers
 from relrep_onnx.data import DataOptions, Samples, load_samples
 from relrep_onnx.distill import Distillation, plan
 from relrep_onnx.graph import Graph, count_zeros, find_layers, with_tensors
-from relrep_onnx.refinement import Held, Recipe, Stepper, options, refine
+from relrep_onnx.refinement import Held, Recipe, Stepper, options, refine, scales
 from relrep_onnx.results import Refinement
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, ConfigError, FloatArray
@@ -95,7 +95,7 @@ def test_same_seed_same_bytes(flat: Scene) -> None:
 
 
 def test_worse_than_the_start_means_the_start(flat: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refinement, "RATE", 5.0)
+    monkeypatch.setattr(refinement, "RATE", 20.0)
     monkeypatch.setattr(refinement, "DIVERGED", math.inf)
     model, account = flat.run(recipe(3))
     assert account.kept == 0
@@ -103,7 +103,7 @@ def test_worse_than_the_start_means_the_start(flat: Scene, monkeypatch: pytest.M
 
 
 def test_divergence_goes_back_to_the_best_at_half_the_rate(flat: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refinement, "RATE", 3.0)
+    monkeypatch.setattr(refinement, "RATE", 20.0)
     _, account = flat.run(recipe(12))
     assert account.restarts > 0
     assert math.isfinite(account.best.error)
@@ -168,7 +168,7 @@ def test_parts_of_a_batch_give_the_same_direction(flat: Scene) -> None:
     feeds = {"x": random(9, 64, 8)}
     found = []
     for memory in (1 << 30, refinement.COPIES * flat.d.sample_bytes * 16):
-        buffers = Buffers(values, masked)
+        buffers = Buffers(values, masked, scales(flat.d, values))
         loss = Stepper(flat.d, buffers, recipe(memory=memory)).run(feeds)
         found.append((loss, buffers.gradients.copy()))
     (loss, whole), (other, parts) = found
