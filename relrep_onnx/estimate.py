@@ -24,7 +24,7 @@ PASSES = 5.0
 SEARCH_PASSES = 8.0
 # An epoch of refinement, and the trials of augmentation as a share of all epochs.
 EPOCH_PASSES = 10.0
-TRIALS = 0.4
+TRIALS = 0.2
 
 
 @dataclass(frozen=True)

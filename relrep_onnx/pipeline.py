@@ -93,7 +93,7 @@ def optimize(
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
     if config.refine:
-        sparse, refinement = refined(job, sparse, job.layers, None if checkpoint is None else Path(checkpoint), progress)
+        sparse, refinement = refined(job, sparse, None if checkpoint is None else Path(checkpoint), progress)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
         stage.write(sparse, job.loaded.external)
         progress("verify", 0, 1)
@@ -162,8 +162,7 @@ def refine(
     student = graphs.load(sparse)
     before = open_session(student, config.as_runtime())
     check_same_signature(job.session, before)
-    layers, _ = graphs.find_layers(graphs.Graph(student.model), config.as_selection())
-    model, refinement = refined(job, student.model, layers, None if checkpoint is None else Path(checkpoint), progress)
+    model, refinement = refined(job, student.model, None if checkpoint is None else Path(checkpoint), progress)
     with graphs.staged(target) as stage:
         stage.write(model, student.external)
         after = Session(stage.path, config.as_runtime(), what="the refined model")

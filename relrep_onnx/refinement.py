@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
-import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from relrep_onnx.adam import Buffers, one_cycle
-from relrep_onnx.augment import Augmenter, possible
+from relrep_onnx.augment import FLIP, Augmenter, possible
+from relrep_onnx.checkpoint import load, save
 from relrep_onnx.data import Samples
 from relrep_onnx.distill import Distillation, step, traced
 from relrep_onnx.results import Epoch, Refinement
 from relrep_onnx.runtime import Bound, RuntimeOptions, Session
-from relrep_onnx.types import Array, ConfigError, Feeds, FloatArray, Progress
+from relrep_onnx.types import Array, Feeds, FloatArray, Progress
 from relrep_onnx.verify import compare_outputs, float_outputs
 
 BATCH: Final = 64
@@ -38,12 +37,12 @@ DIVERGED: Final = 10.0
 """A loss above so many times the first one counts as divergence."""
 COPIES: Final = 3
 """The step holds each tensor of the sparse network, its gradient, and the dense network's; about."""
-TRIAL: Final = 0.1
+TRIAL: Final = 0.06
 """Each trial of an augmentation takes this share of the steps,"""
 FEWEST: Final = 32
 """but at least so many."""
-MARGIN: Final = 0.98
-"""Less augmentation must be better by this factor: its advantage fades in longer runs."""
+MARGIN: Final = 0.95
+"""Less augmentation must be better by this factor: what it gains, it gains early."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,6 +173,11 @@ class Loop:
         buffers.step(self._peak * share)
         return loss
 
+    def note(self) -> str:
+        """How it goes, for whoever watches."""
+        last = self.history[-1]
+        return f"loss {last.loss:.4g}, held-out error {last.error:.4g}, best {self.best.error:.4g}"
+
     def state(self) -> dict[str, Array]:
         """Everything that a resumed run needs, as arrays."""
         b = self._buffers
@@ -220,44 +224,29 @@ def refine(
         CalibrationError: a step fails in ONNX Runtime.
     """
     buffers = Buffers(values, [p.tensor for p in d.parameters if p.is_weight], scales(d, values))
-    start = buffers.values.copy()
-    stepper = Stepper(d, buffers, recipe)
-    per_epoch = samples.shuffled_count(BATCH)
-    total = recipe.epochs * per_epoch
-    saved = _read(recipe)
-    trials: dict[str, float] = {}
-    kinds = recipe.augment
-    if saved is not None:
-        kinds, trials = tuple(saved["kinds"]), saved["trials"]
-
-    def loop(chosen: Sequence[str]) -> Loop:
-        buffers.restart(start)
-        return Loop(buffers, stepper, held, samples, chosen, recipe.seed)
-
-    interrupted = False
+    start, stepper = buffers.values.copy(), Stepper(d, buffers, recipe)
+    total = recipe.epochs * samples.shuffled_count(BATCH)
     began = time.monotonic()
+
+    def loop(kinds: Sequence[str]) -> Loop:
+        buffers.restart(start)
+        return Loop(buffers, stepper, held, samples, kinds, recipe.seed)
+
+    saved = load(recipe.checkpoint, recipe.key) if recipe.checkpoint is not None else None
+    trials: dict[str, float] = saved[0]["trials"] if saved else {}
+    kinds = tuple(saved[0]["kinds"]) if saved else recipe.augment
+    run, interrupted = loop(()), False
     try:
         if kinds is None:
-            kinds = ()
-            for option in options(samples):
-                trial, steps = loop(option), max(FEWEST, round(TRIAL * total))
-                while trial.steps < steps:
-                    progress("augment", len(trials), len(options(samples)))
-                    trial.epoch(steps, steps)
-                trials[_named(option)] = trial.history[-1].error
-            kinds = _best(options(samples), trials)
-    except KeyboardInterrupt:
-        interrupted = True
-    run = loop(kinds or ())
-    if saved is not None:
-        run.resume(saved["state"])
-    try:
-        while not interrupted and len(run.history) <= recipe.epochs:
-            last = run.history[-1]
-            note = f"loss {last.loss:.4g}, held-out error {last.error:.4g}, best {run.best.error:.4g}"
-            progress("refine", len(run.history) - 1, recipe.epochs, note)
+            kinds, trials = _tried(loop, options(samples), max(FEWEST, round(TRIAL * total)), progress)
+        run = loop(kinds)
+        if saved is not None:
+            run.resume(saved[1])
+        while len(run.history) <= recipe.epochs:
+            progress("refine", len(run.history) - 1, recipe.epochs, run.note())
             run.epoch(total)
-            _write(recipe, run, kinds or (), trials)
+            if recipe.checkpoint is not None:
+                save(recipe.checkpoint, recipe.key, {"kinds": kinds, "trials": trials}, run.state())
     except KeyboardInterrupt:
         interrupted = True
     progress("refine", recipe.epochs, recipe.epochs)
@@ -294,54 +283,26 @@ def scales(d: Distillation, values: Feeds) -> dict[str, float]:
 
 
 def options(samples: Samples) -> list[tuple[str, ...]]:
-    """What the trials try, the most augmentation first: all that can be applied, then without flips, without crops, nothing."""
+    """What the trials try, the most augmentation first: all that can be applied, the same without flips, nothing."""
     feeds = next(samples.shuffled(2, np.random.default_rng(0)))
     kinds = possible(feeds, samples.image_axes)
-    tried = [kinds, tuple(k for k in kinds if k != "flip"), tuple(k for k in kinds if k == "mixup"), ()]
-    return list(dict.fromkeys(tried))
+    return list(dict.fromkeys([kinds, tuple(k for k in kinds if k != FLIP), ()]))
 
 
-def _best(tried: Sequence[tuple[str, ...]], errors: dict[str, float]) -> tuple[str, ...]:
-    """The first option that no later one beats by the margin."""
+def _tried(
+    loop: Callable[[Sequence[str]], Loop], tried: Sequence[tuple[str, ...]], steps: int, progress: Progress
+) -> tuple[tuple[str, ...], dict[str, float]]:
+    """The first option that no later one beats by the margin, and the held-out error of each option's short run."""
+    errors: dict[tuple[str, ...], float] = {}
+    for number, option in enumerate(tried):
+        progress("augment", number, len(tried))
+        trial = loop(option)
+        while trial.steps < steps:
+            trial.epoch(steps, steps)
+        errors[option] = trial.history[-1].error
+    progress("augment", len(tried), len(tried))
     best = tried[0]
     for option in tried[1:]:
-        if errors[_named(option)] < MARGIN * errors[_named(best)]:
+        if errors[option] < MARGIN * errors[best]:
             best = option
-    return best
-
-
-def _named(kinds: Sequence[str]) -> str:
-    return ",".join(kinds) or "none"
-
-
-def _write(recipe: Recipe, run: Loop, kinds: Sequence[str], trials: dict[str, float]) -> None:
-    """The checkpoint, whole or not at all."""
-    path = recipe.checkpoint
-    if path is None:
-        return
-    about = json.dumps({"key": recipe.key, "kinds": list(kinds), "trials": trials})
-    temporary = path.with_name(f".{path.name}.relrep-{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            np.savez(stream, allow_pickle=False, about=np.frombuffer(about.encode(), np.uint8), **run.state())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write the checkpoint {str(path)!r}: {error.strerror}") from error
-
-
-def _read(recipe: Recipe) -> dict[str, Any] | None:
-    """What the checkpoint holds, or None where there is none yet."""
-    path = recipe.checkpoint
-    if path is None or not path.exists():
-        return None
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
-            arrays = dict(archive)
-        about = json.loads(arrays.pop("about").tobytes())
-        key = about["key"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"the checkpoint {str(path)!r} cannot be read ({error}); remove it to start anew") from error
-    if key != recipe.key:
-        raise ConfigError(f"the checkpoint {str(path)!r} is of another run (model, data or settings); remove it to start anew")
-    return {**about, "state": arrays}
+    return best, {",".join(option) or "none": error for option, error in errors.items()}

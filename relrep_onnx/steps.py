@@ -184,15 +184,14 @@ def write(job: Job, repaired: Mapping[str, RepairedLayer], allocator: str, spars
     return sparse
 
 
-def refined(
-    job: Job, sparse: ModelProto, layers: Sequence[Layer], checkpoint: Path | None, progress: Progress
-) -> tuple[ModelProto, Refinement]:
-    """All survivors and biases moved together towards the dense model's features and outputs."""
+def refined(job: Job, sparse: ModelProto, checkpoint: Path | None, progress: Progress) -> tuple[ModelProto, Refinement]:
+    """All survivors and biases moved together towards the dense model's features and outputs; small layers move too."""
     config, runtime = job.config, job.config.as_runtime()
     sample = next(job.calibration.batches(1))
+    graph = graphs.Graph(sparse)
+    layers, _ = graphs.find_layers(graph, replace(config.as_selection(), min_size=1))
     d = distill.plan(job.loaded.model, sparse, layers, sample, runtime)
     held = Held(d, job.session, job.batches(job.decision), runtime)
-    graph = graphs.Graph(sparse)
     values = {name: graph.stored(name) for name in d.names}
     kinds = augment_kinds(config.augment)
     key = repr((graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))

@@ -12,7 +12,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
-    **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment", "graph", "runtime", "cache"), 1),
+    **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment", "graph", "runtime", "cache", "checkpoint"), 1),
     **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient"), 2),
     **dict.fromkeys(("config", "repair", "distill"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),

@@ -42,7 +42,7 @@ def div(t: Tape, node: NodeProto, g: str) -> Gradients:
 def power(t: Tape, node: NodeProto, g: str) -> Gradients:
     """a^b: g b a^(b - 1), g y log a."""
     a, b = node.input
-    exponent = b if t.dtype(b) == t.dtype(a) else t.op("CastLike", b, a)
+    exponent = b if t.dtype(b) == t.dtype(a) else t.cast(b, a)
     slope = t.mul(exponent, t.op("Pow", a, t.sub(exponent, t.like(1, a))))
     return _pair(t, node, t.mul(g, slope), t.mul(g, t.mul(node.output[0], t.op("Log", a))))
 

@@ -25,7 +25,7 @@ def same(t: Tape, node: NodeProto, g: str) -> Gradients:
 
 def cast(t: Tape, node: NodeProto, g: str) -> Gradients:
     """Another float type."""
-    return [t.op("CastLike", g, node.input[0])]
+    return [t.cast(g, node.input[0])]
 
 
 def transpose(t: Tape, node: NodeProto, g: str) -> Gradients:

@@ -92,6 +92,10 @@ class Tape:
         """A stored tensor in the dtype of a forward tensor."""
         return self.const(value, self.dtype(name))
 
+    def cast(self, a: str, like: str) -> str:
+        """Cast to the dtype of a forward tensor."""
+        return self.op("Cast", a, to=helper.np_dtype_to_tensor_dtype(self.dtype(like)))
+
     def add(self, a: str, b: str) -> str:
         """A + b."""
         return self.op("Add", a, b)
