@@ -17,7 +17,9 @@ from onnx.reference.op_run import OpRun
 
 from relrep_onnx.gradient import RULES, Reach, gradient_model
 from relrep_onnx.graph import Graph
+from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, Feeds, FloatArray
+from tests.models import random
 
 STEP = 1e-5
 TOLERANCE = 1e-6
@@ -430,7 +432,11 @@ def run(model: ModelProto, feeds: Feeds, names: Sequence[str]) -> dict[str, Arra
     return dict(zip(names, evaluator(model).run(list(names), dict(feeds)), strict=True))
 
 
-def model_of(kind: str, case: Case) -> tuple[ModelProto, dict[str, Array]]:
+def onnxruntime_run(model: ModelProto, feeds: Feeds, names: Sequence[str]) -> dict[str, Array]:
+    return Session(model.SerializeToString(), RuntimeOptions(1)).run(feeds, names)
+
+
+def model_of(kind: str, case: Case, runs: Callable[..., dict[str, Array]] = run) -> tuple[ModelProto, dict[str, Array]]:
     """loss = sum over all outputs of y times fixed random numbers; the moving arrays are the model's inputs m0, m1, ..."""
     moving = {f"m{i}": np.asarray(array) for i, array in enumerate(case.moving)}
     fixed = {f"f{i}": np.asarray(array) for i, array in enumerate(case.fixed)}
@@ -439,8 +445,8 @@ def model_of(kind: str, case: Case) -> tuple[ModelProto, dict[str, Array]]:
     nodes: list[NodeProto] = [helper.make_node(kind, names, outputs, **case.attributes)]
     tensors = [numpy_helper.from_array(array, name) for name, array in fixed.items()]
     shares = []
-    for name, array in run(graph_of(nodes, moving, tensors, outputs), moving, outputs).items():
-        ones = np.random.default_rng(len(name)).normal(size=array.shape)
+    for name, array in runs(graph_of(nodes, moving, tensors, outputs), moving, outputs).items():
+        ones = np.random.default_rng(len(name)).normal(size=array.shape).astype(array.dtype)
         tensors.append(numpy_helper.from_array(ones, f"r_{name}"))
         nodes += [
             helper.make_node("Mul", [name, f"r_{name}"], [f"p_{name}"]),
@@ -454,7 +460,8 @@ def model_of(kind: str, case: Case) -> tuple[ModelProto, dict[str, Array]]:
 def graph_of(
     nodes: Sequence[NodeProto], moving: Mapping[str, Array], tensors: Sequence[TensorProto], outputs: Sequence[str]
 ) -> ModelProto:
-    inputs = [helper.make_tensor_value_info(name, 11, array.shape) for name, array in moving.items()]
+    kinds = {name: helper.np_dtype_to_tensor_dtype(array.dtype) for name, array in moving.items()}
+    inputs = [helper.make_tensor_value_info(name, kinds[name], array.shape) for name, array in moving.items()]
     graph = helper.make_graph(list(nodes), "case", inputs, [ValueInfoProto(name=n) for n in outputs], list(tensors))
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
@@ -498,3 +505,39 @@ def test_rule_agrees_with_central_differences(kind: str, data: Draw) -> None:
         assert gradient.shape == expected[name].shape
         gap, length = (float(np.linalg.norm(array)) for array in (gradient - expected[name], expected[name]))
         assert gap <= TOLERANCE * max(1.0, length), (kind, name, gradient, expected[name])
+
+
+@pytest.mark.parametrize("longest", [0.0, 10.0])
+@settings(max_examples=10, deadline=None)
+@given(data=st.data())
+def test_long_and_short_slices_are_the_same_gradient(longest: float, data: Draw) -> None:
+    """Which one a convolution takes depends on its shape only: here each is made to."""
+    case = conv(data)
+    model, moving = model_of(
+        "Conv", Case(case.moving, attributes={**case.attributes, "strides": [1] * (case.moving[0].ndim - 2)})
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("relrep_onnx.gradient.windows.LONGEST", longest)
+        found = gradients(model, moving)
+    for name, expected in differences(model, moving).items():
+        assert np.linalg.norm(found[name] - expected) <= TOLERANCE * max(1.0, float(np.linalg.norm(expected)))
+
+
+@pytest.mark.parametrize("mode", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("kernel", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_automatic_padding_is_the_padding_it_stands_for(mode: str, kernel: int, stride: int) -> None:
+    """In ONNX Runtime, since the oracle above knows explicit pads only."""
+    x, w = random(0, 2, 3, 7, 7), random(1, 4, 3, kernel, kernel)
+    out = -(-7 // stride) if mode != "VALID" else (7 - kernel) // stride + 1
+    total = max(0, (out - 1) * stride + kernel - 7) if mode != "VALID" else 0
+    begin = total // 2 if mode == "SAME_UPPER" else total - total // 2
+    pads = [begin, begin, total - begin, total - begin]
+    found = []
+    for how in ({"auto_pad": mode}, {"pads": pads}):
+        model, moving = model_of("Conv", Case([x, w], attributes={**how, "strides": [stride, stride]}), onnxruntime_run)
+        trace = Reach(Graph(model)).trace(moving, onnxruntime_run)
+        built = gradient_model(model, "loss", list(moving), trace)
+        found.append(onnxruntime_run(built, moving, [value.name for value in built.graph.output]))
+    for ours, expected in zip(found[0].values(), found[1].values(), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)

@@ -50,14 +50,14 @@ def _products(t: Tape, windows: Windows, x: str, g: str, batch: int, shape: Sequ
     together; elsewhere each has its own, and they are summed (docs/decisions/0009).
     """
     rows, inner, *kernel = shape
-    places = math.prod(windows.outputs)
-    if places * group < rows:
+    folded = 1
+    if math.prod(windows.outputs) * group < rows:
         axes = [1, 0, *range(2, 2 + len(kernel))]
         x, g = t.transpose(x, axes), t.transpose(g, axes)
-        batch, places = 1, batch * places
-    grads = t.reshape(g, (batch, group, rows // group, places))
+        batch, folded = 1, batch
+    grads, reads = windows.flat(t, x, g, ((batch, group, inner), (batch, group, rows // group)), folded, like)
     sums = []
-    for tap in windows.taps(t, x, like):
-        read = t.transpose(t.reshape(tap, (batch, group, inner, places)), [0, 1, 3, 2])
-        sums.append(t.reshape(t.sum(t.op("MatMul", grads, read), [0]), (rows, inner, 1)))
+    for read in reads:
+        product = t.op("MatMul", grads, t.transpose(read, [0, 1, 3, 2]))
+        sums.append(t.reshape(t.sum(product, [0]), (rows, inner, 1)))
     return t.reshape(t.op("Concat", *sums, axis=2) if len(sums) > 1 else sums[0], shape)

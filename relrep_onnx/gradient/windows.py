@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -13,6 +14,9 @@ from onnx import NodeProto
 from relrep_onnx.gradient.tape import Tape
 from relrep_onnx.graph.index import attribute, ints
 from relrep_onnx.types import FloatArray
+
+LONGEST = 1.2
+"""Flat slices may make products longer by this factor."""
 
 
 @dataclass(frozen=True)
@@ -98,16 +102,45 @@ class Windows:
         lowest = int(np.iinfo(np.int64).min)
         return t.slice(weight, [-1] * count, [lowest] * count, list(range(2, 2 + count)), [-1] * count)
 
-    def taps(self, t: Tape, x: str, like: str) -> list[str]:
-        """For each position of the kernel, in row-major order, what it reads: shape [.., .., *outputs]."""
+    def flat(
+        self, t: Tape, x: str, g: str, lead: tuple[Sequence[int], Sequence[int]], folded: int, like: str
+    ) -> tuple[str, list[str]]:
+        """The output's gradient and, for each position of the kernel in row-major order, what it multiplies.
+
+        Args:
+            t: the tape.
+            x: [.., .., *inputs], seen as [*lead[0], *inputs].
+            g: [.., .., *outputs], seen as [*lead[1], *outputs].
+            lead: leading axes of what the kernel reads, and of the gradient; one flat axis follows.
+            folded: samples that the flat axis runs over.
+            like: a forward tensor of their dtype.
+        """
         padded = t.pad(x, [0, 0, *self.begins], [0, 0, *self.ends], like)
-        axes = list(range(2, 2 + len(self.kernel)))
-        taps = []
-        for place in product(*map(range, self.kernel)):
-            starts = [d * k for d, k in zip(self.dilations, place, strict=True)]
-            ends = [a + (o - 1) * s + 1 for a, o, s in zip(starts, self.outputs, self.strides, strict=True)]
-            taps.append(padded if self.is_whole else t.slice(padded, starts, ends, axes, self.strides))
-        return taps
+        sides = [i + b + e for i, b, e in zip(self.inputs, self.begins, self.ends, strict=True)]
+        offsets = [[d * k for d, k in zip(self.dilations, p, strict=True)] for p in product(*map(range, self.kernel))]
+        if folded == 1 and self._is_long(sides):
+            # With stride 1 a position of the kernel reads the flat input at a distance: one long slice in place of many short
+            # ones.  The gradient gets zeros where the slice runs over the ends of rows.
+            strides = [math.prod(sides[i + 1 :]) for i in range(len(sides))]
+            length = 1 + sum((o - 1) * s for o, s in zip(self.outputs, strides, strict=True))
+            ends = [0, 0, 0, *(s - o for s, o in zip(sides[1:], self.outputs[1:], strict=True))]
+            wide = t.reshape(t.pad(g, [0] * len(ends), ends, like), (*lead[1], self.outputs[0] * strides[0]))
+            row = t.reshape(padded, (*lead[0], math.prod(sides)))
+            starts = [sum(o * s for o, s in zip(offset, strides, strict=True)) for offset in offsets]
+            axis = len(lead[0])
+            return t.slice(wide, [0], [length], [axis], [1]), [t.slice(row, [a], [a + length], [axis], [1]) for a in starts]
+        length, axes = folded * math.prod(self.outputs), list(range(2, 2 + len(self.kernel)))
+        reads = []
+        for offset in offsets:
+            ends = [a + (o - 1) * s + 1 for a, o, s in zip(offset, self.outputs, self.strides, strict=True)]
+            tap = padded if self.is_whole else t.slice(padded, offset, ends, axes, self.strides)
+            reads.append(t.reshape(tap, (*lead[0], length)))
+        return t.reshape(g, (*lead[1], length)), reads
+
+    def _is_long(self, sides: Sequence[int]) -> bool:
+        """Whether flat slices pay: stride 1, a kernel of several positions, and rows much longer than what they are padded by."""
+        padding = math.prod(sides[1:]) / math.prod(self.outputs[1:])
+        return all(s == 1 for s in self.strides) and not self.is_whole and padding <= LONGEST
 
     def counts(self, *, include_pads: bool) -> FloatArray:
         """How many elements each window averages over, float64[1, 1, *outputs]."""
