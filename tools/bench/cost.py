@@ -6,10 +6,11 @@ of one that optimizes; libraries and samples are in both.  Beside it stand the m
 bytes for each group, whatever the number of samples.
 
 Growth, one table each: with depth, over chains of equal convolutions (while each node runs a constant number of times, the time
-per layer stays flat); with width, over two convolutions of more and more channels; with samples, on ResNet-20.  `--peer` runs
-onnxsim's SparseGPT in turn with this package, on the same samples and in processes with the same threads; but it runs the model
-on one thread, whatever it is given, so compare with `--threads 1` too.  Other work on the same cores makes NumPy's threads wait
-for each other by spinning, and a run several times slower: measure on idle cores, or with `--threads 1`.
+per layer stays flat); with width, over two convolutions of more and more channels; with the inputs of one Gemm; with samples,
+on ResNet-20.  `--peer` runs onnxsim's SparseGPT in turn with this package, on the same samples and in processes with the same
+threads; but it runs the model on one thread, whatever it is given, so compare with `--threads 1` too.  Other work on the same
+cores makes NumPy's threads wait for each other by spinning, and a run several times slower: measure on idle cores, or with
+`--threads 1`.
 
     python -m tools.bench.cost --json cost.json
     python -m tools.bench.cost --peer --no-growth
@@ -51,6 +52,10 @@ CHAIN_SHAPE: Final = (256, 16, 16, 16)
 WIDTHS: Final = (64, 128, 256, 512)
 WIDE_SHAPE: Final = (512, 8, 8)
 """Samples, height and width that a wide pair of convolutions gets: more sampled positions than the widest has columns."""
+COLUMNS: Final = (1_024, 4_608, 25_088)
+"""Inputs of one Gemm: the last are those of VGG's first one, which reconstruction takes in blocks."""
+GEMM_SHAPE: Final = (512, 256)
+"""Samples and outputs of that Gemm."""
 COUNTS: Final = (128, 256, 512)
 PEER_MODEL: Final = "resnet20_bn"
 PEER_SPARSITY: Final = 0.9
@@ -77,6 +82,7 @@ WIDTH_HEADER: Final = (
     "optimize MB",
     "largest moments MB",
 )
+COLUMNS_HEADER: Final = ("inputs", "plain s", "optimize s", "optimize MB", "its moments MB")
 SAMPLES_HEADER: Final = ("samples", "plain s", "optimize s", "ms per sample", "time, multiple", "optimize MB")
 PEER_HEADER: Final = ("model", "sparsity", "samples", "plain s", "ours s", "peer s", "peer / ours")
 
@@ -131,6 +137,19 @@ def chain(depth: int, channels: int = CHAIN_SHAPE[1], seed: int = 0, classes: in
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", channels, "H", "W"])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", classes])],
         tensors,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def gemm(columns: int, rows: int, seed: int = 0) -> ModelProto:
+    """One matrix product: x[N, columns] -> y[N, rows]."""
+    weight = np.random.default_rng(seed).normal(scale=columns**-0.5, size=(columns, rows)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Gemm", ["x", "w"], ["y"], name="gemm")],
+        "gemm",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", columns])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", rows])],
+        [numpy_helper.from_array(weight, "w")],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
@@ -254,6 +273,18 @@ def measure_width(options: argparse.Namespace, folder: Path) -> list[Cost]:
     return costs
 
 
+def measure_columns(options: argparse.Namespace, folder: Path) -> list[Cost]:
+    """One Gemm with more and more inputs."""
+    count, rows = GEMM_SHAPE
+    costs = []
+    for columns in COLUMNS:
+        path = folder / f"gemm{columns}.onnx"
+        onnx.save(gemm(columns, rows), path)
+        samples = np.random.default_rng(0).normal(size=(count, columns)).astype(np.float32)
+        costs.append(measure(str(columns), path, samples, options, folder, options.growth_rounds))
+    return costs
+
+
 def measure_counts(options: argparse.Namespace, folder: Path) -> list[Cost]:
     """ResNet-20 on growing parts of its first calibration subset."""
     task = TASKS[PEER_MODEL](options.data, 1)
@@ -302,6 +333,12 @@ def width_cells(cost: Cost) -> list[str]:
         f"{cost.optimize_bytes / 1e6:.0f}",
         f"{cost.moments_bytes / 1e6:.1f}",
     ]
+
+
+def columns_cells(cost: Cost) -> list[str]:
+    """A row of the table of inputs."""
+    sizes = (cost.optimize_bytes, cost.moments_bytes)
+    return [cost.name, f"{cost.plain_seconds:.3f}", f"{cost.optimize_seconds:.1f}", *(f"{size / 1e6:.0f}" for size in sizes)]
 
 
 def samples_cells(cost: Cost) -> list[str]:
@@ -359,6 +396,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 GROWTH: Final = {
     "depth": (measure_growth, GROWTH_HEADER, growth_cells),
     "width": (measure_width, WIDTH_HEADER, width_cells),
+    "inputs of a Gemm": (measure_columns, COLUMNS_HEADER, columns_cells),
     "samples": (measure_counts, SAMPLES_HEADER, samples_cells),
 }
 """The tables of growth: how each is measured and printed."""
