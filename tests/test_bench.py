@@ -17,7 +17,7 @@ from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, find_layers
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.types import Selection
-from tools.bench import accuracy, choices, cost, paper, peer
+from tools.bench import accuracy, choices, cost, forms, paper, peer, refine
 from tools.bench.batchnorm import batchnorms, recalibrate
 from tools.bench.data import DATA, HELD_OUT, SUBSETS, TASKS, Array, markdown_table, normalise, subsets, top1, write_json
 from tools.bench.worker import Measurement, Order
@@ -365,3 +365,28 @@ def test_dense_models_reach_what_the_data_folder_promises() -> None:
     assert top1(task.model, task.test_x, task.test_y, threads=1) == pytest.approx(0.8777, abs=0.002)
     task = TASKS["resnet20_folded"](DATA, 1)
     assert top1(task.model, task.test_x, task.test_y, threads=1) == pytest.approx(0.9163, abs=0.002)
+
+
+def test_refinement_rows_average_their_subsets() -> None:
+    runs = [
+        refine.Run("folded-0.95", subset, 0.916, start, refined, 0.5, 0.25, kinds, {}, 10.0, 30.0)
+        for subset, start, refined, kinds in ((0, 0.6, 0.7, "mixup"), (1, 0.7, 0.8, "none"), (2, 0.8, 0.9, "mixup"))
+    ]
+    row = [cell.strip() for cell in refine.accuracy_table(runs).splitlines()[-1].strip("|").split("|")]
+    assert row == [
+        "resnet20_folded, sparsity 0.95, 80 epochs", "91.6", "70.0 ± 8.2", "80.0 ± 8.2", "0.500", "0.250", "mixup / none", "3.0",
+    ]  # fmt: skip
+    assert {row.model for row in refine.ROWS.values()} <= set(TASKS)
+
+
+def test_a_step_is_held_against_plain_inference_and_torch() -> None:
+    speeds = [refine.Speed("net", 0.010, 0.080, 0.160, 200, 700, 100), refine.Speed("net", 0.010, 0.080, 0.0, 1, 1, 0)]
+    table = refine.speed_table(speeds)
+    first, second = ([c.strip() for c in line.strip("|").split("|")] for line in table.splitlines()[-2:])
+    assert first == ["net", "10", "80", "8.0", "0.50", "0", "0", "3.0"]
+    assert second[4] == "-"
+
+
+def test_forms_of_a_gradient_agree() -> None:
+    times = forms.measure((4, 6, 5), 1, 1)  # it stops where they do not
+    assert len([name for name in times if name.startswith("dw")]) == 4

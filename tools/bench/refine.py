@@ -3,7 +3,7 @@
 Accuracy: each row is optimized, then refined on the same samples; top-1 on test images before and after, and the relative L2
 of the outputs on the samples that only verify.  Speed: one step (dense forward, sparse forward, backward, update) at a batch of
 64 against plain inference of the same batch in stock ONNX Runtime, and against the same step in torch where torch is installed;
-medians of interleaved rounds.
+medians of interleaved rounds.  Memory: peaks of processes that only infer, and only step.
 
     python -m tools.bench.refine --speed --json refine.json       # about an hour on two idle cores
     python -m tools.bench.refine --rows folded-0.9,fashion-0.95 --speed
@@ -15,10 +15,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import fmean, median, pstdev
 from typing import Any, Final
@@ -28,8 +31,9 @@ import onnx
 
 from relrep_onnx import Config, optimize, refine
 from relrep_onnx.adam import Buffers
-from relrep_onnx.distill import plan
-from relrep_onnx.graph import Graph, find_layers
+from relrep_onnx.config import EFFORTS
+from relrep_onnx.distill import Distillation, plan
+from relrep_onnx.graph import Graph, find_layers, parameters, with_tensors
 from relrep_onnx.refinement import BATCH, RATE, Recipe, Stepper, scales
 from relrep_onnx.runtime import RuntimeOptions
 from relrep_onnx.types import Selection
@@ -165,39 +169,78 @@ def _percent(values: Sequence[float]) -> str:
 
 @dataclass(frozen=True)
 class Speed:
-    """Medians in seconds of one step and of what it is held against; torch's is 0 where torch is not installed."""
+    """Medians in seconds of one step and of what it is held against, torch's 0 where torch is not installed; peak bytes."""
 
     model: str
     plain: float
     step: float
     torch: float
+    plain_bytes: int
+    step_bytes: int
+    state_bytes: int
 
 
+EFFORT_MODEL: Final = "resnet20_folded"
+EFFORT_SPARSITY: Final = 0.8
 SPEED_MODELS: Final = ("resnet20_bn", "resnet18_bn")
 
 
+class Bench:
+    """A model with a batch: plain inference, and a step on it after pruning by magnitude, whose values do not matter here."""
+
+    def __init__(self, name: str, folder: Path, threads: int) -> None:
+        self._task, self._threads = TASKS[name](folder, 1), threads
+        self.dense = onnx.load(self._task.model)
+        stored = {tensor.name for tensor in self.dense.graph.initializer}
+        self._input = next(value.name for value in self.dense.graph.input if value.name not in stored)
+        self.feeds = {self._input: self._task.calibration[0][:BATCH]}
+
+    def plain(self) -> Callable[[], object]:
+        """Inference of the batch."""
+        session = open_session(self._task.model, self._threads)
+        return lambda: session.run(None, self.feeds)
+
+    def step(self) -> tuple[Callable[[], object], Distillation, onnx.ModelProto, int]:
+        """A step, its plan, the sparse model, and the bytes of the optimizer's state."""
+        graph = Graph(self.dense)
+        layers = find_layers(graph, Selection(min_size=1))[0]
+        weights = {p.tensor: graph.stored(p.tensor) for p in parameters(graph, layers) if p.is_weight}
+        masked = {name: w * (np.abs(w) > np.quantile(np.abs(w), 0.9)) for name, w in weights.items()}
+        sparse, runtime = with_tensors(self.dense, masked), RuntimeOptions(self._threads)
+        d = plan(self.dense, sparse, layers, {name: array[:1] for name, array in self.feeds.items()}, runtime)
+        values = {tensor: Graph(sparse).stored(tensor) for tensor in d.names}
+        buffers = Buffers(values, [p.tensor for p in d.parameters if p.is_weight], scales(d, values))
+        stepper = Stepper(d, buffers, Recipe(1, (), 0, 1 << 40, runtime))
+
+        def run() -> None:
+            stepper.run(self.feeds)
+            buffers.step(RATE)
+
+        return run, d, sparse, 6 * buffers.values.nbytes  # values, gradients, two moments, mask, scale
+
+
+def peak(name: str, folder: Path, threads: int, mode: str) -> tuple[int, int]:
+    """Peak bytes of a process that only infers, or only steps, and those of the optimizer's state; for a process of its own."""
+    bench, state = Bench(name, folder, threads), 0
+    if mode == "plain":
+        run = bench.plain()
+    else:
+        run, _, _, state = bench.step()
+    for _ in range(3):
+        run()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, state
+
+
 def speed(name: str, options: argparse.Namespace) -> Speed:
-    """Times a step of one model, pruned by plain magnitude: the values do not matter for the time."""
-    task = TASKS[name](options.data, 1)
-    x = task.calibration[0]
-    config = Config(threads=options.threads, sparsity=0.9, allocate="uniform", repair="none")
-    sparse = optimize(task.model, None, x[:BATCH], config).model
-    dense, runtime = onnx.load(task.model), RuntimeOptions(options.threads)
-    inputs = [value.name for value in dense.graph.input if value.name not in {t.name for t in dense.graph.initializer}]
-    feeds = {inputs[0]: x[:BATCH]}
-    d = plan(dense, sparse, find_layers(Graph(sparse), Selection())[0], {inputs[0]: x[:1]}, runtime)
-    values = {tensor: Graph(sparse).stored(tensor) for tensor in d.names}
-    buffers = Buffers(values, [p.tensor for p in d.parameters if p.is_weight], scales(d, values))
-    stepper = Stepper(d, buffers, Recipe(1, (), 0, 1 << 40, runtime))
-    session = open_session(task.model, options.threads)
-
-    def ours() -> None:
-        stepper.run(feeds)
-        buffers.step(RATE)
-
-    contenders: dict[str, Callable[[], object]] = {"plain": lambda: session.run(None, feeds), "step": ours}
+    """Times a step of one model, and measures its memory."""
+    alone = ProcessPoolExecutor(max_workers=1, mp_context=get_context("spawn"), max_tasks_per_child=1)
+    with alone:
+        modes = [alone.submit(peak, name, options.data, options.threads, mode).result() for mode in ("plain", "step")]
+    bench = Bench(name, options.data, options.threads)
+    ours, d, sparse, _ = bench.step()
+    contenders: dict[str, Callable[[], object]] = {"plain": bench.plain(), "step": ours}
     if importlib.util.find_spec("torch") is not None:
-        contenders["torch"] = torch_step(dense, sparse, d.names, (d.ends, d.outputs), feeds, options.threads)
+        contenders["torch"] = torch_step(bench.dense, sparse, d.names, (d.ends, d.outputs), bench.feeds, options.threads)
     seconds: dict[str, list[float]] = {key: [] for key in contenders}
     for number in range(options.rounds + 1):
         for key, contender in contenders.items():
@@ -205,7 +248,8 @@ def speed(name: str, options: argparse.Namespace) -> Speed:
             contender()
             if number:  # the first round warms up
                 seconds[key].append(time.perf_counter() - began)
-    found = Speed(name, *(median(seconds[key]) if key in seconds else 0.0 for key in ("plain", "step", "torch")))
+    times = {key: median(values) for key, values in seconds.items()}
+    found = Speed(name, times["plain"], times["step"], times.get("torch", 0.0), modes[0][0], *modes[1])
     print(f"{name}: a step is {found.step / found.plain:.1f} plain inferences", file=sys.stderr, flush=True)
     return found
 
@@ -259,17 +303,38 @@ def speed_table(speeds: Sequence[Speed]) -> str:
             f"{1000 * s.step:.0f}",
             f"{s.step / s.plain:.1f}",
             f"{s.step / s.torch:.2f}" if s.torch else "-",
+            f"{s.plain_bytes / 1e6:.0f}",
+            f"{s.step_bytes / 1e6:.0f}",
+            f"{(s.step_bytes - s.state_bytes) / s.plain_bytes:.1f}",
         ]
         for s in speeds
     ]
-    return markdown_table(["model", "plain, ms", "step, ms", "step / plain", "step / torch's"], rows)
+    times, sizes = ["plain ms", "step ms", "step / plain", "step / torch's"], ["plain MB", "step MB", "less state, / plain"]
+    return markdown_table(["model", *times, *sizes], rows)
+
+
+def efforts_table(options: argparse.Namespace) -> str:
+    """What each `--effort` gives on one model at one sparsity, and its time as a multiple of the first one's."""
+    task = TASKS[EFFORT_MODEL](options.data, 1)
+    rows, first = [], 0.0
+    for name, preset in EFFORTS.items():
+        config = Config(sparsity=EFFORT_SPARSITY, threads=options.threads, seed=options.seed, **preset)
+        began = time.perf_counter()
+        model = optimize(task.model, None, task.calibration[0], config).model
+        seconds = time.perf_counter() - began
+        first = first or seconds
+        score = top1(model, task.test_x, task.test_y, options.threads)
+        rows.append([name, f"{100 * score:.1f}", f"{seconds / first:.0f}"])
+        print(f"effort {name}: {100 * score:.1f} %, {seconds:.0f} s", file=sys.stderr, flush=True)
+    return markdown_table([f"effort ({EFFORT_MODEL}, {EFFORT_SPARSITY:g})", "top-1 %", "time"], rows)
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", action=names([*ROWS, "none"]), default=list(ROWS), metavar="A,B", help=", ".join(ROWS))
-    parser.add_argument("--speed", action="store_true", help="also the time of a step")
+    parser.add_argument("--speed", action="store_true", help="also time and memory of a step")
+    parser.add_argument("--efforts", action="store_true", help="also what each --effort gives")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the time of a step")
     parser.add_argument("--augment", default="auto", help="as of relrep-onnx")
     parser.add_argument("--threads", type=int, default=2, help="threads of ONNX Runtime and torch")
@@ -286,8 +351,12 @@ def main() -> None:
     runs = [run for name in chosen for run in measure(name, options)]
     speeds = [speed(name, options) for name in SPEED_MODELS] if options.speed else []
     print(f"first 512 images, seed {options.seed}, {options.threads} threads; {versions}")
-    for table in ([accuracy_table(runs)] if runs else []) + ([speed_table(speeds)] if speeds else []):
-        print(f"\n{table}")
+    if runs:
+        print(f"\n{accuracy_table(runs)}")
+    if speeds:
+        print(f"\n{speed_table(speeds)}")
+    if options.efforts:
+        print(f"\n{efforts_table(options)}")
     if options.json:
         figures = {"runs": [dataclasses.asdict(r) for r in runs], "speed": [dataclasses.asdict(s) for s in speeds]}
         settings = {name: value for name, value in vars(options).items() if name not in ("data", "json")}
