@@ -38,11 +38,11 @@ DIVERGED: Final = 10.0
 COPIES: Final = 3
 """The step holds each tensor of the sparse network, its gradient, and the dense network's; about."""
 TRIAL: Final = 0.06
-"""Each trial of an augmentation takes this share of the steps,"""
+"""Each trial of an augmentation takes about this share of the steps,"""
 FEWEST: Final = 32
-"""but at least so many."""
+"""but at least so many, on at least so many samples."""
 MARGIN: Final = 0.95
-"""Less augmentation must be better by this factor: what it gains, it gains early."""
+"""Less augmentation must be better by this factor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,14 +143,12 @@ class Loop:
         self.history = [Epoch(0, math.nan, held.error(buffers.views(buffers.values)))]
         self.best, self.best_values = self.history[0], buffers.values.copy()
 
-    def epoch(self, total: int, most: int | None = None) -> None:
-        """All samples once, or at most so many steps, of a schedule of `total` steps; then the held-out samples."""
+    def epoch(self, total: int) -> None:
+        """All samples once, of a schedule of `total` steps; then the held-out samples."""
         losses = []
         for feeds in self._samples.shuffled(BATCH, self._rng):
             losses.append(self._step(self._augmenter.apply(feeds, self._rng), one_cycle(self.steps / total)))
             self.steps += 1
-            if self.steps == most:
-                break
         error = self._held.error(self._buffers.views(self._buffers.values))
         self.history.append(Epoch(len(self.history), float(np.mean(losses)), error))
         if error < self.best.error:
@@ -228,9 +226,9 @@ def refine(
     total = recipe.epochs * samples.shuffled_count(BATCH)
     began = time.monotonic()
 
-    def loop(kinds: Sequence[str]) -> Loop:
+    def loop(kinds: Sequence[str], learned: Samples = samples) -> Loop:
         buffers.restart(start)
-        return Loop(buffers, stepper, held, samples, kinds, recipe.seed)
+        return Loop(buffers, stepper, held, learned, kinds, recipe.seed)
 
     saved = load(recipe.checkpoint, recipe.key) if recipe.checkpoint is not None else None
     trials: dict[str, float] = saved[0]["trials"] if saved else {}
@@ -238,7 +236,8 @@ def refine(
     run, interrupted = loop(()), False
     try:
         if kinds is None:
-            kinds, trials = _tried(loop, options(samples), max(FEWEST, round(TRIAL * total)), progress)
+            few = trial_samples(samples, recipe.epochs)
+            kinds, trials = _tried(lambda option: loop(option, few), options(samples), recipe.epochs, few, progress)
         run = loop(kinds)
         if saved is not None:
             run.resume(saved[1])
@@ -289,17 +288,24 @@ def options(samples: Samples) -> list[tuple[str, ...]]:
     return list(dict.fromkeys([kinds, tuple(k for k in kinds if k != FLIP), ()]))
 
 
+def trial_samples(samples: Samples, epochs: int) -> Samples:
+    """So few that a trial sees each as often as the whole run would: what augmentation gains shows late, in overfitting."""
+    steps = max(FEWEST, TRIAL * epochs * samples.shuffled_count(BATCH))
+    return samples.split(max(FEWEST, round(steps * BATCH / epochs)))[0]
+
+
 def _tried(
-    loop: Callable[[Sequence[str]], Loop], tried: Sequence[tuple[str, ...]], steps: int, progress: Progress
+    loop: Callable[[Sequence[str]], Loop], tried: Sequence[tuple[str, ...]], epochs: int, samples: Samples, progress: Progress
 ) -> tuple[tuple[str, ...], dict[str, float]]:
-    """The first option that no later one beats by the margin, and the held-out error of each option's short run."""
+    """The first option that no later one beats by the margin, and the held-out error of each option's trial."""
     errors: dict[tuple[str, ...], float] = {}
+    total = epochs * samples.shuffled_count(BATCH)
     for number, option in enumerate(tried):
         progress("augment", number, len(tried))
         trial = loop(option)
-        while trial.steps < steps:
-            trial.epoch(steps, steps)
-        errors[option] = trial.history[-1].error
+        for _ in range(epochs):
+            trial.epoch(total)
+        errors[option] = trial.best.error
     progress("augment", len(tried), len(tried))
     best = tried[0]
     for option in tried[1:]:

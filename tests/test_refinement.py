@@ -16,7 +16,7 @@ from relrep_onnx.adam import Buffers
 from relrep_onnx.data import DataOptions, Samples, load_samples
 from relrep_onnx.distill import Distillation, plan
 from relrep_onnx.graph import Graph, count_zeros, find_layers, with_tensors
-from relrep_onnx.refinement import Held, Recipe, Stepper, options, refine, scales
+from relrep_onnx.refinement import Held, Recipe, Stepper, options, refine, scales, trial_samples
 from relrep_onnx.results import Refinement
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, ConfigError, FloatArray
@@ -113,10 +113,10 @@ def test_divergence_goes_back_to_the_best_at_half_the_rate(flat: Scene, monkeypa
 def test_interrupt_keeps_the_best_so_far(flat: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = refinement.Loop.epoch
 
-    def epoch(self: refinement.Loop, total: int, most: int | None = None) -> None:
+    def epoch(self: refinement.Loop, total: int) -> None:
         if len(self.history) == 3:
             raise KeyboardInterrupt
-        whole(self, total, most)
+        whole(self, total)
 
     monkeypatch.setattr(refinement.Loop, "epoch", epoch)
     _, account = flat.run(recipe(10))
@@ -131,10 +131,10 @@ def test_resumed_run_ends_in_the_same_bytes(flat: Scene, tmp_path: Path, monkeyp
     saved = recipe(6, None, checkpoint=checkpoint, key="this run")
     whole = refinement.Loop.epoch
 
-    def killed(self: refinement.Loop, total: int, most: int | None = None) -> None:
-        if most is None and len(self.history) == 4:
+    def killed(self: refinement.Loop, total: int) -> None:
+        if checkpoint.exists() and len(self.history) == 4:
             raise MemoryError
-        whole(self, total, most)
+        whole(self, total)
 
     with monkeypatch.context() as patch:
         patch.setattr(refinement.Loop, "epoch", killed)
@@ -183,6 +183,13 @@ def test_trials_choose_what_helps_held_out_samples(flat: Scene) -> None:
     assert set(account.trials) == {"mixup", "none"}
     assert account.augment in {("mixup",), ()}
     assert any(note.startswith("refine loss") for note in notes)
+
+
+def test_trials_see_each_sample_as_often_as_the_run() -> None:
+    samples = load_samples(random(0, 512, 8), Session(residual().SerializeToString(), RUNTIME).inputs, DataOptions())
+    assert len(trial_samples(samples, 80)) == 32  # 80 epochs of one small batch, about 6 % of 640 steps
+    assert len(trial_samples(samples, 8)) == 256
+    assert len(trial_samples(samples, 1)) == 512
 
 
 def test_images_are_tried_with_and_without_flips_and_crops() -> None:
