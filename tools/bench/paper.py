@@ -13,6 +13,8 @@ The network (docs/data.md) and its JPEG images are ours, not the paper's.  One n
 it can only agree or disagree.  2,000 test images: a lead under about one point is noise.
 
     python -m tools.bench.paper --json paper.json --plot paper.png                    # well over an hour on two idle cores
+    python -m tools.bench.paper --repair asr --json asr.json                          # or in parts,
+    python -m tools.bench.paper --repair variance --merge asr.json --plot paper.png   # put together
     python -m tools.bench.paper --images 64 --sparsity 0.9,0.95 --repair asr --allocate erk,global --parts sweep
 """
 
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import tempfile
 import time
@@ -266,6 +269,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="threads of ONNX Runtime; 0: its own choice")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the CIFAR-10 files and models (docs/data.md)")
+    parser.add_argument("--merge", type=Path, action="append", default=[], metavar="FILE", help="take in the runs of a JSON file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every run here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the sweep (needs matplotlib)")
     return parser.parse_args(arguments)
@@ -273,20 +277,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def figures(options: argparse.Namespace, dense: float, points: Sequence[Point], forced: Sequence[Forcing]) -> dict[str, Any]:
     """What goes into the JSON file."""
-    settings = {name: value for name, value in vars(options).items() if name not in ("data", "json", "plot")}
+    settings = {name: value for name, value in vars(options).items() if name not in ("data", "json", "plot", "merge")}
     rows = {"sweep": [dataclasses.asdict(p) for p in points], "projections": [dataclasses.asdict(f) for f in forced]}
     return {"settings": settings, "environment": environment(), "dense": dense, **rows}
+
+
+def merged(files: Sequence[Path]) -> tuple[list[Point], list[Forcing]]:
+    """The runs of earlier parts."""
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    points = [Point(**row) for part in parts for row in part["sweep"]]
+    return points, [Forcing(**row) for part in parts for row in part["projections"]]
 
 
 def main() -> None:
     options = parse()
     config = Config(threads=options.threads, seed=options.seed)
-    points: list[Point] = []
-    forced: list[Forcing] = []
+    points, forced = merged(options.merge)
     with tempfile.TemporaryDirectory(prefix="relrep-bench-") as cache:
         bench = Bench(TASKS[MODEL](options.data, 1), options.images, config, cache)
         if "projections" in options.parts:
-            forced = [force(bench, sparsity) for sparsity in options.forced]
+            forced += [force(bench, sparsity) for sparsity in options.forced]
         if "sweep" in options.parts:
             for repair in options.repair:
                 points += [bench.point(repair, rule, s) for s in options.sparsity for rule in options.allocate]
