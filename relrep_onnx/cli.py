@@ -25,10 +25,13 @@ from relrep_onnx.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
     DATA_OPTIONS,
+    EXPORT_OPTIONS,
+    FOR_OPTION,
     INPUT_SHAPE,
     JSON_OPTION,
     METHOD_OPTIONS,
     MODEL,
+    OUTPUT_OPTIONS,
     QUIET_OPTION,
     RANDOM_OPTIONS,
     RUN_OPTIONS,
@@ -39,8 +42,9 @@ from relrep_onnx.options import (
 )
 from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.pipeline import compare as run_compare
+from relrep_onnx.pipeline import export_model
 from relrep_onnx.pipeline import optimize as run_optimize
-from relrep_onnx.results import Analysis, to_json
+from relrep_onnx.results import Analysis, exports_to_json, to_json
 from relrep_onnx.runtime import mobile_usability
 from relrep_onnx.types import ConfigError, RelRepError, Selection, VerificationError
 from relrep_onnx.types import Progress as ProgressCallback
@@ -136,8 +140,7 @@ def analyze(
 
 @main.command()
 @click.argument("model", type=MODEL)
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@click.option("-o", "--output", "output_option", type=click.Path(dir_okay=False, path_type=Path), help="The same as OUTPUT.")
+@OUTPUT_OPTIONS
 @click.option("--in-place", is_flag=True, help="Replace the input file.")
 @CALIBRATE_OPTIONS
 @SELECT_OPTIONS
@@ -170,6 +173,8 @@ def analyze(
     "--eval", metavar="MODULE:FUNCTION", help="Your own metric, called with an onnxruntime.InferenceSession; larger is better."
 )
 @setting("--min-metric", type=float, help="Gate: least value of --eval.")
+@EXPORT_OPTIONS
+@FOR_OPTION
 @click.option("--dry-run", is_flag=True, help="Estimate time and memory, write nothing.")
 @JSON_OPTION
 @CONFIG_OPTION
@@ -190,7 +195,7 @@ def optimize(
     quiet: bool,
     **_: Any,
 ) -> None:
-    """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT."""
+    """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT (a folder with several --to forms)."""
     config = _config(config_path)
     target = _target(model, output, output_option, in_place, dry_run)
     if dry_run and json_path is not None:
@@ -213,7 +218,52 @@ def optimize(
     if not quiet:
         console = report.console_for()
         console.print(report.render_result(result))
-        console.print(f"wrote {report.clean(str(target))} in {result.seconds:.1f} s", style="bold", markup=False)
+        written = ", ".join(e.output for e in result.exports) or str(target)
+        console.print(f"wrote {report.clean(written)} in {result.seconds:.1f} s", style="bold", markup=False)
+
+
+@main.command()
+@click.argument("model", type=MODEL)
+@OUTPUT_OPTIONS
+@EXPORT_OPTIONS
+@click.option(
+    "--calib",
+    metavar="DATA",
+    help="Samples in every form optimize takes: int8 is calibrated on most of them, every export compared on the rest.  "
+    "[default: compared on random inputs]",
+)
+@click.option("--holdout", metavar="DATA", help="Samples to compare on.  [default: from the end of --calib]")
+@DATA_OPTIONS
+@RANDOM_OPTIONS
+@setting("--seed", type=click.IntRange(0), help="Seed of random data.")
+@RUN_OPTIONS
+@setting("--max-error", type=click.FloatRange(0), help="Largest relative L2 an export may move an output.  [default: by form]")
+@setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with MODEL.")
+@JSON_OPTION
+@CONFIG_OPTION
+@QUIET_OPTION
+def export(
+    model: Path,
+    output: Path | None,
+    output_option: Path | None,
+    calib: str | None,
+    holdout: str | None,
+    json_path: Path | None,
+    config_path: Path | None,
+    quiet: bool,
+    **_: Any,
+) -> None:
+    """Write MODEL to OUTPUT in a form for deployment, load it again, and compare the two before the file counts."""
+    config = _config(config_path)
+    target = output or output_option
+    if target is None or (output is not None and output_option is not None):
+        raise ConfigError("give one OUTPUT")
+    with _progress(quiet) as progress:
+        exports = export_model(model, target, calib, config, holdout=holdout, progress=progress)
+    if json_path is not None:
+        _write_text(json_path, exports_to_json(exports) + "\n")
+    if not quiet:
+        report.console_for().print(report.render_exports(exports, model.stat().st_size))
 
 
 @main.command()
@@ -249,7 +299,9 @@ def _config(path: Path | None) -> Config:
         for name, value in context.params.items()
         if name in fields and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return dataclasses.replace(Config.load(path) if path is not None else Config(), **said)
+    runtime = said.pop("runtime", None)
+    beneath = Config() if runtime is None else Config.for_runtime(runtime)
+    return dataclasses.replace(Config.load(path, beneath) if path is not None else beneath, **said)
 
 
 def _target(model: Path, output: Path | None, option: Path | None, in_place: bool, dry_run: bool) -> Path | None:

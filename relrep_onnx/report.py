@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from relrep_onnx.export import Exported
 from relrep_onnx.inspection import Inspection
 from relrep_onnx.results import Analysis, LayerReport, Result
 from relrep_onnx.types import ConfigError, Skipped
@@ -32,6 +33,7 @@ def render_result(result: Result) -> RenderableType:
         "",
         render_fidelity(result.fidelity),
         "",
+        *([render_exports(result.exports, result.before.file_bytes), ""] if result.exports else []),
         _layer_table(result.layers, allocated=True),
         "",
         *_skipped_and_notes(result.skipped, result.notes),
@@ -66,6 +68,21 @@ def render_inspection(inspection: Inspection) -> RenderableType:
         f"tensors; {len(layers)} prunable layers with {_count(total)} weights, {work}"
     )
     return Group(Text(headline, style="bold"), "", table, "", *_skipped_and_notes(inspection.skipped, inspection.notes))
+
+
+def render_exports(exports: Iterable[Exported], before: int) -> RenderableType:
+    """The exports with their sizes, and how far each is from the model it was made from; `before` is the input's bytes."""
+    table = _table("export", "file", "of the input", "gzip", "relative L2", "top-1 agreement", numbers=5)
+    notes = []
+    for e in exports:
+        agreement = "-" if e.fidelity.top1_agreement is None else f"{e.fidelity.top1_agreement:.2%}"
+        moved = f"{e.fidelity.relative_l2:.3g}" if e.fidelity.outputs else "-"
+        table.add_row(
+            _name(e.output), _bytes(e.file_bytes), f"{e.file_bytes / before:.1%}", _bytes(e.gzip_bytes), moved, agreement
+        )
+        notes += [Text(f"{e.form}: {clean(note)}") for note in e.notes]
+        notes += [Text(f"{e.form}: also wrote {clean(path)}") for path in e.companions]
+    return Group(table, *notes)
 
 
 def verdict(result: Result) -> str:

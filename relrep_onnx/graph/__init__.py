@@ -7,6 +7,7 @@ from relrep_onnx.graph.model import LoadedModel, ModelSource, Staged, check_targ
 from relrep_onnx.graph.rewrite import set_metadata, with_layer, write_layer
 from relrep_onnx.graph.shapes import activation_shapes
 from relrep_onnx.graph.stages import Stage, plan_stages, stage_model
+from relrep_onnx.graph.storage import detach, raise_opset
 
 __all__ = [
     "Graph",
@@ -18,11 +19,13 @@ __all__ = [
     "branch_scale",
     "check_target",
     "count_zeros",
+    "detach",
     "find_layers",
     "input_files",
     "load",
     "model_hash",
     "plan_stages",
+    "raise_opset",
     "read_weight",
     "set_metadata",
     "stage_model",
