@@ -84,7 +84,7 @@ def int8(model: ModelProto, order: Order) -> Product:
         raise ConfigError("--to int8 measures the ranges of activations: give samples with --calib")
     with tempfile.TemporaryDirectory(prefix="relrep-") as name, _naming():
         folder = Path(name)
-        prepared = _prepare(raise_opset(model, LEAST_OPSET), folder)
+        prepared = prepare(raise_opset(model, LEAST_OPSET), folder)
         graph = Graph(prepared)
         weights = rounded_weights(graph, LEVELS[order.target])
         shifts = rounding_shifts(prepared, weights, order.calibration(), order.runtime)
@@ -189,7 +189,7 @@ def kept_zeros(weights: Iterable[Rounded], quantized: ModelProto) -> tuple[int, 
     return zeros, kept
 
 
-def _prepare(model: ModelProto, folder: Path) -> ModelProto:
+def prepare(model: ModelProto, folder: Path) -> ModelProto:
     """BatchNorm folded, constants computed, shapes inferred."""
     source, prepared = folder / "source.onnx", folder / "prepared.onnx"
     onnx.save_model(model, source)
@@ -204,7 +204,7 @@ def _quantize(model: ModelProto, forced: Mapping[str, Any], order: Order, batche
     quantize_static(
         str(source),
         str(target),
-        _Reader(batches),
+        FeedsReader(batches),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         reduce_range=order.target == "amd64",
@@ -215,7 +215,7 @@ def _quantize(model: ModelProto, forced: Mapping[str, Any], order: Order, batche
     return onnx.load_model(target)
 
 
-class _Reader(CalibrationDataReader):  # type: ignore[misc]
+class FeedsReader(CalibrationDataReader):  # type: ignore[misc]
     """Feeds as the quantizer wants them."""
 
     def __init__(self, batches: Iterable[Feeds]) -> None:
