@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import relrep_onnx
 from relrep_onnx import report
@@ -20,7 +16,6 @@ from relrep_onnx.allocate import ALLOCATORS, AUTO
 from relrep_onnx.config import Config
 from relrep_onnx.estimate import estimate
 from relrep_onnx.inspection import inspect as inspect_model
-from relrep_onnx.job import quiet as quiet_progress
 from relrep_onnx.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -44,10 +39,10 @@ from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.pipeline import export_model
 from relrep_onnx.pipeline import optimize as run_optimize
+from relrep_onnx.progress import shown_progress
 from relrep_onnx.results import Analysis, exports_to_json, to_json
 from relrep_onnx.runtime import mobile_usability
 from relrep_onnx.types import ConfigError, RelRepError, Selection, VerificationError
-from relrep_onnx.types import Progress as ProgressCallback
 from relrep_onnx.verify import Fidelity, check_gates
 
 
@@ -129,7 +124,7 @@ def analyze(
     **_: Any,
 ) -> None:
     """Measure Relative Repairability of every layer: how much pruning damage repair cannot undo."""
-    with _progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         analysis = run_analyze(model, calib, _config(config_path), holdout=holdout, cache_dir=cache_dir, progress=progress)
     _write_json(analysis, json_path)
     if plot is not None:
@@ -210,7 +205,7 @@ def optimize(
             f"{plan.memory_bytes / 1e6:.0f} MB of memory{spill}; nothing was written"
         )
         return
-    with _progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         result = run_optimize(
             model, target, calib, config, holdout=holdout, cache_dir=cache_dir, in_place=in_place, progress=progress
         )
@@ -258,7 +253,7 @@ def export(
     target = output or output_option
     if target is None or (output is not None and output_option is not None):
         raise ConfigError("give one OUTPUT")
-    with _progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         exports = export_model(model, target, calib, config, holdout=holdout, progress=progress)
     if json_path is not None:
         _write_text(json_path, exports_to_json(exports) + "\n")
@@ -300,7 +295,8 @@ def _config(path: Path | None) -> Config:
         if name in fields and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
     runtime = said.pop("runtime", None)
-    beneath = Config() if runtime is None else Config.for_runtime(runtime)
+    forms = {"forms": said["forms"]} if "forms" in said else {}
+    beneath = Config() if runtime is None else Config.for_runtime(runtime, **forms)
     return dataclasses.replace(Config.load(path, beneath) if path is not None else beneath, **said)
 
 
@@ -328,39 +324,3 @@ def _write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}") from error
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[ProgressCallback]:
-    """Bars on a terminal, one line per quarter otherwise, nothing when quiet; all on stderr."""
-    console = Console(stderr=True)
-    if quiet:
-        yield quiet_progress
-    elif console.is_terminal:
-        columns = (
-            TextColumn("{task.description:>9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console, transient=True) as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def show(phase: str, done: int, total: int) -> None:
-                task = tasks.get(phase)
-                if task is None:
-                    task = tasks[phase] = bars.add_task(phase, total=total)
-                bars.update(task, completed=done, total=total)
-
-            yield show
-    else:
-        shown: dict[str, int] = {}
-
-        def say(phase: str, done: int, total: int) -> None:
-            quarter = 4 * done // max(1, total)
-            if quarter > shown.get(phase, -1):
-                shown[phase] = quarter
-                click.echo(f"{phase} {done}/{total}", err=True)
-
-        yield say

@@ -101,7 +101,10 @@ class Config:
         Raises:
             ConfigError: no runtime has this name.
         """
-        return cls(**{"runtime": name, **runtime_named(name).settings, **settings})
+        row = dict(runtime_named(name).settings)
+        if "forms" in settings:  # the row's values and target belong to the row's form
+            row = {key: value for key, value in row.items() if key not in ("values", "target")}
+        return cls(**{"runtime": name, **row, **settings})
 
     @property
     def goal(self) -> float:

@@ -247,6 +247,13 @@ def test_optimize_for_a_runtime(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "o.onnx").stat().st_size < (place / "net.onnx").stat().st_size
 
 
+def test_another_form_for_a_runtime(place: Path, tmp_path: Path) -> None:
+    target = tmp_path / "o.onnx"
+    result = run("optimize", place / "net.onnx", target, "--calib", place / "ok.npz", "--for", "ort-mobile", "--to", "compact")
+    assert result.exit_code == 0, result.output
+    onnx.checker.check_model(target, full_check=True)
+
+
 def test_quiet_says_nothing(place: Path, tmp_path: Path) -> None:
     result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--quiet")
     assert (result.exit_code, result.output) == (0, "")

@@ -34,6 +34,12 @@ def test_other_settings_win(tmp_path: Path) -> None:
     assert Config.from_json(Config.for_runtime("ort-mobile").to_json()) == Config.for_runtime("ort-mobile")
 
 
+def test_another_form_leaves_the_options_of_the_first_behind() -> None:
+    config = Config.for_runtime("ort-mobile", forms=("compact",))
+    assert (config.forms, config.target) == (("compact",), "amd64")
+    assert Config.for_runtime("ort-mobile", forms=("ort",), target="arm").target == "arm"
+
+
 def test_an_unknown_runtime_is_refused() -> None:
     message = "no runtime is called 'abacus'; choose from ort,"
     with pytest.raises(ConfigError, match=message):

@@ -22,6 +22,7 @@ FLOORS: Final[dict[str, int]] = {
     "pipeline": 8,
     "estimate": 9,
     "report": 10,
+    "progress": 10,
     "options": 10,
     "__init__": 11,
     "cli": 12,

@@ -92,7 +92,7 @@ def int8(model: ModelProto, order: Order) -> Product:
             weight = read_weight(graph, w.layer)
             write_layer(prepared, w.layer, RepairedLayer(weight, shifts[w.layer.name], np.zeros(w.layer.rows)))
         quantized = _quantize(prepared, guards(weights), order, order.calibration(), folder)
-    zeros, kept = kept_zeros(weights, quantized)
+    zeros, kept = kept_zeros(graph, Graph(quantized))
     if kept < zeros:
         raise VerificationError(
             f"{zeros - kept} of {zeros} zero weights are not zero after quantization; nothing was written. Use --to compact "
@@ -174,18 +174,18 @@ def guards(weights: Iterable[Rounded]) -> dict[str, list[dict[str, Any]]]:
     return forced
 
 
-def kept_zeros(weights: Iterable[Rounded], quantized: ModelProto) -> tuple[int, int]:
-    """Zeros of the weights that were quantized, and how many of them still mean zero."""
-    graph = Graph(quantized)
+def kept_zeros(source: Graph, quantized: Graph) -> tuple[int, int]:
+    """Zeros of all tensors that were quantized to a byte, and how many of them still mean zero."""
     zeros = kept = 0
-    for w in weights:
-        stored, offset = f"{w.layer.weight}_quantized", f"{w.layer.weight}_zero_point"
-        if stored in graph.tensors and offset in graph.tensors:
-            shape = [-1 if axis == w.axis else 1 for axis in range(w.array.ndim)]
-            zero_point = graph.stored(offset)
-            means_zero = graph.stored(stored) == (zero_point.reshape(shape) if zero_point.size > 1 else zero_point)
-            zeros += int((w.array == 0).sum())
-            kept += int((means_zero & (w.array == 0)).sum())
+    for name in source.tensors:
+        stored, offset = f"{name}_quantized", f"{name}_zero_point"
+        if not {stored, offset} <= quantized.tensors.keys() or quantized.stored(stored).itemsize > 1:
+            continue
+        zero_point = quantized.stored(offset).reshape(-1)
+        same = zero_point.size and (zero_point == zero_point[0]).all()  # one per channel would need the channel's axis
+        was_zero = source.stored(name) == 0
+        zeros += int(was_zero.sum())
+        kept += int((was_zero & (quantized.stored(stored) == zero_point[0])).sum()) if same else 0
     return zeros, kept
 
 
