@@ -400,3 +400,21 @@ def test_a_missing_runtime_is_a_row() -> None:
     x = np.zeros((1, 2), np.float32)
     row = handover.answer("no_such_runtime", handover.openvino, "onnx", Path("none.onnx"), x, x)
     assert row == ["not installed", "onnx", "", ""]
+
+
+def test_vela_is_read_from_its_report(tmp_path: Path) -> None:
+    onnx.save(small_net(), tmp_path / "m.onnx")
+    converter, compiler = tmp_path / "onnx2tf", tmp_path / "vela"
+    converter.write_text('#!/bin/sh\nset -e\ntest "$6" = -cind\ntest -f "$2" -a -f "$8"\necho changed > "$2"\n')
+    compiler.write_text(
+        '#!/bin/sh\necho "Total Off-chip Flash used          46.70 KiB"\n'
+        'echo "Original Weights Size          223.05 KiB"\necho "NPU Encoded Weights Size      37.12 KiB"\n'
+    )
+    for program in (converter, compiler):
+        program.chmod(0o755)
+    before = (tmp_path / "m.onnx").read_bytes()
+    models = {"dense": tmp_path / "m.onnx"}
+    rows = handover.vela_rows(models, tmp_path, inputs(2), str(converter), str(compiler))
+    assert rows == [["dense", "223.05", "37.12", "46.70"]]
+    assert (tmp_path / "m.onnx").read_bytes() == before
+    assert "not installed" in handover.vela_rows(models, tmp_path, inputs(2), None, None)[0][0]

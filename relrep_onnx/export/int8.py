@@ -102,7 +102,7 @@ def int8(model: ModelProto, order: Order) -> Product:
 
 
 def rounded_weights(graph: Graph, levels: int) -> list[Rounded]:
-    """The weights of convolutions and Gemm that are stored as their node reads them; the quantizer takes the same channels."""
+    """The weights of convolutions, not depthwise, and Gemm, stored as their node reads them; the quantizer takes the same channels."""
     found = []
     for layer in find_layers(graph, Selection(min_size=1))[0]:
         node = graph.producers[layer.uses[0].output]

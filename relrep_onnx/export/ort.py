@@ -1,7 +1,8 @@
 """`ort`: ONNX Runtime's own format for mobile and web, with the list of operators and types that a reduced build needs.
 
 The converter optimizes the graph for one target and stores weights dense: the file is about as large as the dense model, and what
-is saved is the runtime.  `int8+ort` is what makes it small.
+is saved is the runtime.  `int8+ort` is what makes it small.  Its table of kernels has no fixed order, so unlike every other export
+two runs may differ in some hundred bytes.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def ort(model: ModelProto, order: Order) -> Product:
             raise ModelError(f"ONNX Runtime cannot convert the model to .ort: {str(error).splitlines()[0]}") from error
         content = source.with_suffix(".ort").read_bytes()
         (config,) = Path(folder).glob("*.config")
-        companions = {CONFIG_SUFFIX: config.read_bytes()}
+        # Its comments name the temporary folder.
+        lines = [line for line in config.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    companions = {CONFIG_SUFFIX: "".join(f"{line}\n" for line in lines).encode()}
     share = len(content) / model.ByteSize()
     notes = (f"made for {order.target}; weights are dense in it: {share:.0%} of the bytes of the model it was made from",)
     return Product(content, TOLERANCE, notes, companions)

@@ -6,6 +6,9 @@ first ones.  Columns: how far its outputs are from the sparse model's in ONNX Ru
     pip install openvino                    # reads ONNX itself
     pip install pnnx ncnn                   # pnnx converts; brings PyTorch
 
+A second table gives what Vela, the compiler of Arm's Ethos-U, makes of the dense and of the sparse sample, by way of onnx2tf.
+onnx2tf needs an older NumPy, so both are programs of other environments: `--onnx2tf PATH --vela PATH`.
+
 A tool that is missing is a row that says so.
 """
 
@@ -13,6 +16,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -60,12 +66,52 @@ def ncnn(model: Path, x: Array) -> tuple[Array, int | None]:
     return np.stack(answers), weights.stat().st_size
 
 
+VELA_HEADER: Final = ("sample", "weights, KiB", "encoded by Vela, KiB", "flash, KiB")
+VELA_LINES: Final = ("Original Weights Size", "NPU Encoded Weights Size", "Total Off-chip Flash used")
+
+
+def vela(model: Path, folder: Path, samples: Array, onnx2tf: str, compiler: str) -> list[str]:
+    """The figures of Vela's report, for Ethos-U55 with 128 MACs; onnx2tf quantizes with these samples, NCHW.
+
+    It rewrites its input file, so it gets a copy.
+    """
+    shutil.copy(model, folder / "copy.onnx")
+    np.save(folder / "samples.npy", samples.transpose(0, 2, 3, 1))
+    command = [onnx2tf, "-i", "copy.onnx", "-o", "tflite", "-oiqt", "-cind", "image", "samples.npy", "[[[[0.0]]]]", "[[[[1.0]]]]"]
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # this environment's packages
+    subprocess.run(command, check=True, capture_output=True, cwd=folder, env=others)
+    quantized = "tflite/copy_full_integer_quant.tflite"
+    command = [compiler, "--accelerator-config", "ethos-u55-128", "--output-dir", "out", "--verbose-weights", quantized]
+    text = subprocess.run(command, check=True, capture_output=True, cwd=folder, env=others, text=True).stdout
+    found = [re.search(rf"{line} +([0-9.]+) KiB", text) for line in VELA_LINES]
+    return [match[1] if match else "not reported" for match in found]
+
+
+def vela_rows(
+    models: Mapping[str, Path], folder: Path, samples: Array, onnx2tf: str | None, compiler: str | None
+) -> list[list[str]]:
+    """A row per model, or why not."""
+    if onnx2tf is None or compiler is None:
+        return [["onnx2tf or vela is not installed", "", "", ""]]
+    rows = []
+    for number, (name, path) in enumerate(models.items()):
+        place = folder / f"vela{number}"
+        place.mkdir()
+        try:
+            rows.append([name, *vela(path, place, samples, onnx2tf, compiler)])
+        except (OSError, subprocess.CalledProcessError) as error:
+            rows.append([name, f"failed: {type(error).__name__}", "", ""])
+    return rows
+
+
 RUNTIMES: Final[Mapping[str, Callable[[Path, Array], tuple[Array, int | None]]]] = {"openvino": openvino, "ncnn": ncnn}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the sparse model here")
+    parser.add_argument("--onnx2tf", default=shutil.which("onnx2tf"), metavar="PATH")
+    parser.add_argument("--vela", default=shutil.which("vela"), metavar="PATH")
     options = parser.parse_args()
     config, task = Config(threads=2), TASKS["fashion"](DATA, 1)
     x = task.test_x[:SAMPLES]
@@ -81,8 +127,11 @@ def main() -> None:
             for name, run in RUNTIMES.items():
                 rows.append([name, *answer(name, run, form, target, x, expected)])
                 print("  ".join(rows[-1]), file=sys.stderr, flush=True)
+        models = {"dense": task.model, "90 %": sparse}
+        compiled = vela_rows(models, Path(folder), task.calibration[0], options.onnx2tf, options.vela)
     versions = ", ".join(f"{name} {value}" for name, value in environment().items())
     print(f"{SAMPLES} test images of the sample at 90 %; {versions}\n\n{markdown_table(HEADER, rows)}")
+    print(f"\n{markdown_table(VELA_HEADER, compiled)}")
 
 
 def answer(
