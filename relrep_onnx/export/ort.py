@@ -1,8 +1,8 @@
 """`ort`: ONNX Runtime's own format for mobile and web, with the list of operators and types that a reduced build needs.
 
 The converter optimizes the graph for one target and stores weights dense: the file is about as large as the dense model, and what
-is saved is the runtime.  `int8+ort` is what makes it small.  Its table of kernels has no fixed order, so unlike every other export
-two runs may differ in some hundred bytes.
+is saved is the runtime.  `int8+ort` is what makes it small.  Its table of kernels has no fixed order: unlike all other exports it
+may differ from run to run in some hundred bytes.
 """
 
 from __future__ import annotations
