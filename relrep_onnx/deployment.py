@@ -42,7 +42,7 @@ class Runtime:
 RUNTIMES: Final[Mapping[str, Runtime]] = {
     "ort": Runtime("zeros make the file smaller, not faster: ONNX Runtime unpacks them while loading", {"forms": ("compact",)}),
     "ort-mobile": Runtime(
-        "int8 makes the file smaller and faster; zeros only help once the package is compressed",
+        "int8 makes the file smaller and usually faster; zeros only help once the package is compressed",
         {"forms": ("int8+ort",), "target": "arm"},
     ),
     "ort-web": Runtime("zeros make the download smaller, not faster", {"forms": ("compact",), "values": "int8"}),
