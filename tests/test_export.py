@@ -99,7 +99,19 @@ def unreadable(model: ModelProto, _: Order) -> Product:
     return Product(b"no model", 1e-5)
 
 
-@pytest.mark.parametrize(("exporter", "message"), [(broken, "moves the outputs by"), (unreadable, "cannot load the export")])
+def stumbling(model: ModelProto, _: Order) -> Product:
+    """An exporter whose file loads, and fails when it runs."""
+    copy = models.clone(model)
+    copy.graph.node.insert(0, helper.make_node("Reshape", ["x", "nowhere"], ["z"]))
+    copy.graph.node[1].input[0] = "z"
+    copy.graph.initializer.append(numpy_helper.from_array(np.array([3, 8, 7, -1]), "nowhere"))
+    return Product(copy, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("exporter", "message"),
+    [(broken, "moves the outputs by"), (unreadable, "cannot load the export"), (stumbling, "fails to run the export")],
+)
 @pytest.mark.parametrize("old", [False, True])
 def test_a_failed_comparison_leaves_no_file(
     exporter: Any, message: str, old: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from relrep_onnx.export.forms import Order, Product
 from relrep_onnx.export.table import make
 from relrep_onnx.graph import LoadedModel, Staged, staged
 from relrep_onnx.runtime import Session
-from relrep_onnx.types import Feeds, ModelError, Progress, VerificationError
+from relrep_onnx.types import CalibrationError, Feeds, ModelError, Progress, VerificationError
 from relrep_onnx.verify import Fidelity, compare_sessions, float_outputs, gzip_size
 
 
@@ -131,7 +131,10 @@ def _check(
         for feeds in islice(batches(), 1):
             session.run(feeds)
         return Fidelity(0, ()), (*product.notes, "no output is floating-point: the file was loaded and run, not compared")
-    fidelity = compare_sessions(reference, session, batches())
+    try:
+        fidelity = compare_sessions(reference, session, batches())
+    except CalibrationError as error:
+        raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
     allowed = product.tolerance if limit is None else limit
     if not fidelity.relative_l2 <= allowed:  # NaN too
         raise VerificationError(

@@ -106,7 +106,9 @@ def int8(model: ModelProto, order: Order) -> Product:
 
 
 def stay_floating(graph: Graph) -> list[str]:
-    """Names of nodes that the quantizer gets wrong: ConvTranspose with groups, Gemm with a scaled bias or one that is no vector.
+    """Names of nodes that the quantizer gets wrong, or that ONNX Runtime (1.20 at least) then cannot run.
+
+    These are ConvTranspose with groups, Gemm with a scaled bias or one that is no vector, and MatMul with a stack of matrices.
 
     A node without a name gets one, in place, for the quantizer leaves nodes out by name.
     """
@@ -118,6 +120,8 @@ def stay_floating(graph: Graph) -> list[str]:
         elif node.op_type == "Gemm" and len(node.input) > 2:
             bias = graph.value(node.input[2])
             wrong = numbers.get("beta", 1) != 1 or bias is None or bias.ndim != 1
+        elif node.op_type == "MatMul":
+            wrong = any((value := graph.value(name)) is not None and value.ndim > 2 for name in node.input)
         else:
             continue
         if wrong:
