@@ -79,7 +79,8 @@ class Session:
         except FAILURES as error:
             shapes = ", ".join(f"{name} {_describe(value)}" for name, value in feeds.items())
             raise CalibrationError(f"ONNX Runtime fails to run {self.what} on {shapes}: {_first_line(error)}") from error
-        return dict(zip(names, values, strict=True))
+        # ONNX Runtime takes an empty list for all outputs.
+        return dict(zip(names, values[: len(names)], strict=True))
 
     def types(self) -> Mapping[str, str]:
         """ONNX Runtime's type of each output."""

@@ -213,6 +213,9 @@ def test_outputs_without_floats_are_run(tmp_path: Path) -> None:
     )
     (exported,) = export_model(model, tmp_path / "out.onnx", random(0, 16, 64), config("compact"))
     assert "not compared" in exported.notes[-1]
+    with pytest.raises(ConfigError, match="--min-agreement needs an output that looks like classes"):
+        export_model(model, tmp_path / "o.onnx", random(0, 16, 64), config("compact", min_agreement=1.0))
+    assert {p.name for p in tmp_path.iterdir()} == {"out.onnx"}
 
 
 @pytest.mark.parametrize(
