@@ -3,7 +3,8 @@
 from importlib.metadata import version
 
 from relrep_onnx.config import Config
-from relrep_onnx.pipeline import analyze, compare, optimize, refine
+from relrep_onnx.export import Exported
+from relrep_onnx.pipeline import analyze, compare, export_model, optimize, refine
 from relrep_onnx.results import Analysis, LayerReport, Result
 from relrep_onnx.types import (
     BudgetError,
@@ -23,6 +24,7 @@ __all__ = [
     "CalibrationError",
     "Config",
     "ConfigError",
+    "Exported",
     "Fidelity",
     "LayerReport",
     "ModelError",
@@ -32,6 +34,7 @@ __all__ = [
     "__version__",
     "analyze",
     "compare",
+    "export_model",
     "optimize",
     "refine",
 ]

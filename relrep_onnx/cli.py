@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 import relrep_onnx
 from relrep_onnx import graph as graphs
@@ -22,16 +19,18 @@ from relrep_onnx.config import DEFAULT_EPOCHS, EFFORTS, Config
 from relrep_onnx.distill import outlook
 from relrep_onnx.estimate import estimate
 from relrep_onnx.inspection import inspect as inspect_model
-from relrep_onnx.job import quiet as quiet_progress
 from relrep_onnx.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
     DATA_OPTIONS,
+    EXPORT_OPTIONS,
+    FOR_OPTION,
     GATE_OPTIONS,
     INPUT_SHAPE,
     JSON_OPTION,
     METHOD_OPTIONS,
     MODEL,
+    OUTPUT_OPTIONS,
     QUIET_OPTION,
     RANDOM_OPTIONS,
     REFINE_OPTIONS,
@@ -43,12 +42,13 @@ from relrep_onnx.options import (
 )
 from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.pipeline import compare as run_compare
+from relrep_onnx.pipeline import export_model
 from relrep_onnx.pipeline import optimize as run_optimize
 from relrep_onnx.pipeline import refine as run_refine
-from relrep_onnx.results import Analysis, Refined, to_json
+from relrep_onnx.progress import shown_progress
+from relrep_onnx.results import Analysis, Refined, exports_to_json, to_json
 from relrep_onnx.runtime import mobile_usability
 from relrep_onnx.types import ConfigError, RelRepError, Selection, VerificationError
-from relrep_onnx.types import Progress as ProgressCallback
 from relrep_onnx.verify import Fidelity, check_gates
 
 
@@ -133,7 +133,7 @@ def analyze(
     **_: Any,
 ) -> None:
     """Measure Relative Repairability of every layer: how much pruning damage repair cannot undo."""
-    with _progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         analysis = run_analyze(model, calib, _config(config_path), holdout=holdout, cache_dir=cache_dir, progress=progress)
     _write_json(analysis, json_path)
     if plot is not None:
@@ -144,8 +144,7 @@ def analyze(
 
 @main.command()
 @click.argument("model", type=MODEL)
-@click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
-@click.option("-o", "--output", "output_option", type=click.Path(dir_okay=False, path_type=Path), help="The same as OUTPUT.")
+@OUTPUT_OPTIONS
 @click.option("--in-place", is_flag=True, help="Replace the input file.")
 @CALIBRATE_OPTIONS
 @SELECT_OPTIONS
@@ -180,6 +179,8 @@ def analyze(
     help="Sets samples, repair and epochs together (docs/refinement.md); other options win.",
 )
 @GATE_OPTIONS
+@EXPORT_OPTIONS
+@FOR_OPTION
 @click.option("--dry-run", is_flag=True, help="Estimate time and memory, write nothing.")
 @JSON_OPTION
 @CONFIG_OPTION
@@ -202,7 +203,7 @@ def optimize(
     quiet: bool,
     **_: Any,
 ) -> None:
-    """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT."""
+    """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT (a folder with several --to forms)."""
     config = _config(config_path, EFFORTS[effort] if effort else {})
     if checkpoint is not None and not config.refine:
         raise ConfigError("--resume is about refinement; give --refine EPOCHS too")
@@ -219,7 +220,7 @@ def optimize(
             f"{plan.memory_bytes / 1e6:.0f} MB of memory{spill}; nothing was written"
         )
         return
-    with _progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         result = run_optimize(
             model,
             target,
@@ -235,7 +236,52 @@ def optimize(
     if not quiet:
         console = report.console_for()
         console.print(report.render_result(result))
-        console.print(f"wrote {report.clean(str(target))} in {result.seconds:.1f} s", style="bold", markup=False)
+        written = ", ".join(e.output for e in result.exports) or str(target)
+        console.print(f"wrote {report.clean(written)} in {result.seconds:.1f} s", style="bold", markup=False)
+
+
+@main.command()
+@click.argument("model", type=MODEL)
+@OUTPUT_OPTIONS
+@EXPORT_OPTIONS
+@click.option(
+    "--calib",
+    metavar="DATA",
+    help="Samples in every form optimize takes: int8 is calibrated on most of them, every export compared on the rest.  "
+    "[default: compared on random inputs]",
+)
+@click.option("--holdout", metavar="DATA", help="Samples to compare on.  [default: from the end of --calib]")
+@DATA_OPTIONS
+@RANDOM_OPTIONS
+@setting("--seed", type=click.IntRange(0), help="Seed of random data.")
+@RUN_OPTIONS
+@setting("--max-error", type=click.FloatRange(0), help="Largest relative L2 an export may move an output.  [default: by form]")
+@setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with MODEL.")
+@JSON_OPTION
+@CONFIG_OPTION
+@QUIET_OPTION
+def export(
+    model: Path,
+    output: Path | None,
+    output_option: Path | None,
+    calib: str | None,
+    holdout: str | None,
+    json_path: Path | None,
+    config_path: Path | None,
+    quiet: bool,
+    **_: Any,
+) -> None:
+    """Write MODEL to OUTPUT in a form for deployment, load it again, and compare the two before the file counts."""
+    config = _config(config_path)
+    target = output or output_option
+    if target is None or (output is not None and output_option is not None):
+        raise ConfigError("give one OUTPUT")
+    with shown_progress(quiet) as progress:
+        exports = export_model(model, target, calib, config, holdout=holdout, progress=progress)
+    if json_path is not None:
+        _write_text(json_path, exports_to_json(exports) + "\n")
+    if not quiet:
+        report.console_for().print(report.render_exports(exports, model.stat().st_size))
 
 
 @main.command()
@@ -269,7 +315,7 @@ def refine(
     Zeros stay zeros.  Held-out samples decide which state goes to OUTPUT; where none is better, that is SPARSE itself.
     """
     target = _target(sparse, output, None, in_place, False)
-    with _progress(quiet) as progress:
+    with shown_progress(quiet) as progress:
         result = run_refine(
             dense,
             sparse,
@@ -321,7 +367,11 @@ def _config(path: Path | None, preset: Mapping[str, Any] | None = None) -> Confi
         for name, value in context.params.items()
         if name in fields and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return dataclasses.replace(Config.load(path) if path is not None else Config(), **{**(preset or {}), **said})
+    runtime = said.pop("runtime", None)
+    forms = {"forms": said["forms"]} if "forms" in said else {}
+    beneath = Config() if runtime is None else Config.for_runtime(runtime, **forms)
+    beneath = Config.load(path, beneath) if path is not None else beneath
+    return dataclasses.replace(beneath, **{**(preset or {}), **said})
 
 
 def _target(model: Path, output: Path | None, option: Path | None, in_place: bool, dry_run: bool) -> Path | None:
@@ -348,40 +398,3 @@ def _write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}") from error
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[ProgressCallback]:
-    """Bars on a terminal, one line per quarter otherwise, nothing when quiet; all on stderr."""
-    console = Console(stderr=True)
-    if quiet:
-        yield quiet_progress
-    elif console.is_terminal:
-        columns = (
-            TextColumn("{task.description:>9}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=console, transient=True) as bars:
-            tasks: dict[str, TaskID] = {}
-
-            def show(phase: str, done: int, total: int, note: str = "") -> None:
-                task = tasks.get(phase)
-                if task is None:
-                    task = tasks[phase] = bars.add_task(phase, total=total, note="")
-                bars.update(task, completed=done, total=total, note=note)
-
-            yield show
-    else:
-        shown: dict[str, int] = {}
-
-        def say(phase: str, done: int, total: int, note: str = "") -> None:
-            quarter = 4 * done // max(1, total)
-            if quarter > shown.get(phase, -1):
-                shown[phase] = quarter
-                click.echo(f"{phase} {done}/{total}" + f", {note}" * bool(note), err=True)
-
-        yield say

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 
 from relrep_onnx.augment import parse as augment_kinds
 from relrep_onnx.data import DataOptions, Preprocessing
+from relrep_onnx.deployment import runtime_named
 from relrep_onnx.masks import pattern_named
 from relrep_onnx.runtime import RuntimeOptions
 from relrep_onnx.types import Budget, ConfigError, Selection, Unit
@@ -35,6 +36,7 @@ class Config:
 
     sparsity: float | None = None
     max_drop: str | None = None
+    runtime: str | None = None
     pattern: str = "unstructured"
     budget: Unit = "weights"
     min_layer_sparsity: float = 0.0
@@ -68,6 +70,10 @@ class Config:
     custom_op_library: str | None = None
     max_memory: int | None = None
 
+    forms: tuple[str, ...] = ("onnx",)
+    values: Literal["float32", "float16", "int8"] = "float32"
+    target: Literal["amd64", "arm"] = "amd64"
+
     eval: str | None = None
     max_error: float | None = None
     min_agreement: float | None = None
@@ -92,10 +98,24 @@ class Config:
                 raise ConfigError("max_drop looks for the sparsity itself; leave sparsity out")
             if Limit.parse(self.max_drop).kind == "eval" and self.eval is None:
                 raise ConfigError("max_drop 'eval:...' needs eval, the metric it is about")
+        if self.runtime is not None:
+            runtime_named(self.runtime)
         pattern_named(self.pattern)
         augment_kinds(self.augment)
         self.as_budget()
         self.as_data()
+
+    @classmethod
+    def for_runtime(cls, name: str, **settings: Any) -> Config:
+        """What pays on a runtime, `relrep-onnx optimize --for`; other settings win over its row.
+
+        Raises:
+            ConfigError: no runtime has this name.
+        """
+        row = dict(runtime_named(name).settings)
+        if "forms" in settings:  # the row's values and target belong to the row's form
+            row = {key: value for key, value in row.items() if key not in ("values", "target")}
+        return cls(**{"runtime": name, **row, **settings})
 
     @property
     def goal(self) -> float:
@@ -128,8 +148,8 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str, *, source: str = "the configuration") -> Config:
-        """Reads what `to_json` wrote; missing keys take their defaults.
+    def from_json(cls, text: str, beneath: Config | None = None, *, source: str = "the configuration") -> Config:
+        """Reads what `to_json` wrote; missing keys take their defaults, or the values of `beneath`.
 
         Raises:
             ConfigError: no JSON object, an unknown key, or a value of the wrong type.
@@ -144,13 +164,16 @@ class Config:
         unknown = sorted(values.keys() - kinds.keys())
         if unknown:
             raise ConfigError(f"{source} has an unknown key {unknown[0]!r}; known keys: {', '.join(sorted(kinds))}")
-        return cls(**{key: _convert(key, value, kinds[key], source) for key, value in values.items()})
+        said = {key: _convert(key, value, kinds[key], source) for key, value in values.items()}
+        if beneath is None and said.get("runtime") is not None:
+            return cls.for_runtime(said.pop("runtime"), **said)
+        return dataclasses.replace(beneath or cls(), **said)
 
     @classmethod
-    def load(cls, path: Path) -> Config:
-        """Reads a configuration file."""
+    def load(cls, path: Path, beneath: Config | None = None) -> Config:
+        """Reads a configuration file; what it does not say is as in `beneath`."""
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"), source=str(path))
+            return cls.from_json(path.read_text(encoding="utf-8"), beneath, source=str(path))
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}") from error
 

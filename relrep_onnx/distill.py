@@ -15,11 +15,23 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from relrep_onnx.gradient import MEASURES, Reach, Trace, gradient_model, raised, without_unused
-from relrep_onnx.graph import STANDARD_DOMAINS, Graph, Parameter, as_inputs, block_ends, display_name, parameters, reads
+from relrep_onnx.gradient import MEASURES, Reach, Trace, gradient_model, without_unused
+from relrep_onnx.graph import (
+    STANDARD_DOMAINS,
+    Graph,
+    Parameter,
+    as_inputs,
+    block_ends,
+    display_name,
+    parameters,
+    raise_opset,
+    reads,
+)
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, Feeds, Layer, ModelError
 
+OPSET = 20
+"""Operator set of the rules: older graphs are raised to it; newer ones stay, for the operators of the rules did not change."""
 DENSE = "dense/"
 LOSS = "loss/"
 TINY = 1e-12
@@ -73,8 +85,8 @@ def plan(dense: ModelProto, sparse: ModelProto, layers: Iterable[Layer], feeds: 
     stored = Graph(sparse)
     # A constant that the shape of something depends on, or of another type than float32, stays as it is.
     found = [p for p in parameters(stored, layers) if stored.stored(p.tensor).dtype == np.float32]
-    sparse = as_inputs(raised(sparse, "the sparse model"), [p.tensor for p in found])
-    dense = raised(dense, "the dense model")
+    sparse = as_inputs(raise_opset(sparse, OPSET), [p.tensor for p in found])
+    dense = raise_opset(dense, OPSET)
     reach = Reach(Graph(sparse))
     trace = traced(sparse, {**feeds, **{p.tensor: stored.stored(p.tensor) for p in found}}, runtime)
     moving = reach.dependents(p.tensor for p in found)
@@ -113,7 +125,7 @@ def outlook(model: ModelProto, layers: Sequence[Layer]) -> list[Outlook]:
         ModelError: the graph cannot be raised to the gradients' operator set.
     """
     weights = {p.layer: p.tensor for p in parameters(Graph(model), layers) if p.is_weight}
-    graph = Graph(as_inputs(raised(model, "the model"), weights.values()))
+    graph = Graph(as_inputs(raise_opset(model, OPSET), weights.values()))
     reach = Reach(graph)
     moving = reach.dependents(weights.values())
     from_outputs = reach.sources(graph.outputs & moving)

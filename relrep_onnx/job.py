@@ -16,6 +16,7 @@ from relrep_onnx.allocate import ALLOCATORS, AUTO
 from relrep_onnx.calibrate import Feeding, WalkSettings, default_memory
 from relrep_onnx.config import Config
 from relrep_onnx.data import Samples, load_samples, split_holdout
+from relrep_onnx.deployment import anything, runtime_named
 from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Provenance
@@ -85,7 +86,8 @@ def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any,
     loaded = graphs.load(model)
     session = open_session(loaded, config.as_runtime())
     graph = graphs.Graph(loaded.model)
-    layers, skipped = graphs.find_layers(graph, config.as_selection(), pattern.misfit)
+    protected = runtime_named(config.runtime).misfit if config.runtime is not None else anything
+    layers, skipped = graphs.find_layers(graph, config.as_selection(), lambda layer: pattern.misfit(layer) or protected(layer))
     if not layers:
         reasons = "; ".join(f"{s.node}: {s.reason}" for s in skipped[:3]) or "it has no Conv, ConvTranspose, Gemm or MatMul"
         raise ModelError(f"{loaded.name} has nothing to prune ({reasons})")

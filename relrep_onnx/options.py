@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from relrep_onnx.config import Config
+from relrep_onnx.deployment import RUNTIMES
+from relrep_onnx.export import EXPORTERS
 from relrep_onnx.repair import REPAIRS
 
 if TYPE_CHECKING:
@@ -61,6 +63,16 @@ class NamedValue(Parameter):
         return name, self.value.convert(text, param, ctx)
 
 
+class Forms(Parameter):
+    """Comma-separated forms, each one or several joined by +; whether they combine is checked where they are known."""
+
+    name = "FORM[,FORM]"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a tuple."""
+        return value if isinstance(value, tuple) else tuple(str(value).split(","))
+
+
 class OutputFile(click.Path):
     """A file to write, refused before the work begins where its folder is missing."""
 
@@ -106,7 +118,9 @@ def setting(flag: str, **kwargs: Any) -> Callable[[Command], Command]:
     """An option for one field of `Config`, with the field's default."""
     field = kwargs.pop("field", flag.removeprefix("--").replace("-", "_"))
     default = None if kwargs.get("multiple") else getattr(DEFAULTS, field)
-    return click.option(flag, field, default=default, show_default=default is not None, **kwargs)
+    return click.option(
+        flag, field, default=default, show_default=default is not None and not isinstance(default, tuple), **kwargs
+    )
 
 
 RUN_OPTIONS = _options(
@@ -200,5 +214,26 @@ GATE_OPTIONS = _options(
         help="Your own metric, called with an onnxruntime.InferenceSession; larger is better.",
     ),
     setting("--min-metric", type=float, help="Gate: least value of --eval."),
+)
+OUTPUT_OPTIONS = _options(
+    click.argument("output", type=click.Path(path_type=Path), required=False),
+    click.option("-o", "--output", "output_option", type=click.Path(path_type=Path), help="The same as OUTPUT."),
+)
+EXPORT_OPTIONS = _options(
+    setting(
+        "--to",
+        field="forms",
+        type=Forms(),
+        help=f"Forms to write: {', '.join(EXPORTERS)}, or combined as in int8+compact; several go into OUTPUT as a folder.  "
+        "[default: onnx]",
+    ),
+    setting("--values", type=click.Choice(["float32", "float16", "int8"]), help="How compact stores weights."),
+    setting("--target", type=click.Choice(["amd64", "arm"]), help="Processor that int8 and ort are made for."),
+)
+FOR_OPTION = click.option(
+    "--for",
+    "runtime",
+    type=click.Choice(list(RUNTIMES)),
+    help="Picks the pattern, the layers and the form that pay on a runtime; other options win.",
 )
 MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -14,7 +14,10 @@ from typing import Any
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.config import DEFAULT_EPOCHS, Config
-from relrep_onnx.data import load_samples
+from relrep_onnx.data import load_samples, split_holdout
+from relrep_onnx.deployment import runtime_named
+from relrep_onnx.export import Exported, deliver
+from relrep_onnx.exporting import meet_gates, order_of, places_of
 from relrep_onnx.job import open_session, prepare, quiet
 from relrep_onnx.results import Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
@@ -70,7 +73,8 @@ def optimize(
     """Prunes, repairs, verifies and saves a model; the other arguments are those of `analyze`.
 
     Args:
-        output: where the sparse model goes; None keeps it in memory only (`Result.model`).
+        output: where the sparse model goes, in the form of `config.forms`; a folder for several; None keeps it in memory only
+            (`Result.model`).
         in_place: allows `output` to be the input file.
         checkpoint: where refinement keeps its state after each epoch; if the file is there, it goes on from it.
 
@@ -80,8 +84,9 @@ def optimize(
     """
     started = time.perf_counter()
     config = config or Config()
-    target = None if output is None else Path(output)
-    graphs.check_target(target, model, in_place=in_place)
+    places = places_of(model, output, config, in_place=in_place)
+    exporting = tuple(config.forms) != ("onnx",)
+    target = None if output is None or exporting else Path(output)
     gates = config.as_gates()
     metric = load_metric(config.eval) if config.eval else None
     job = prepare(model, calib, config, holdout, progress)
@@ -102,6 +107,17 @@ def optimize(
         before, after = (run_metric(metric, s) if metric else None for s in (job.session, session))
         check_gates(fidelity, after, gates)
         progress("verify", 1, 1)
+        exports: tuple[Exported, ...] = ()
+        if exporting:
+            exports = deliver(
+                graphs.LoadedModel(sparse, None, job.loaded.external),
+                places,
+                order_of(config, lambda: job.batches(job.calibration)),
+                session,
+                lambda: job.batches(job.verification),
+                judge=lambda exported: meet_gates(job, exported, gates, metric),
+                progress=progress,
+            )
         zeros = graphs.count_zeros(graphs.Graph(sparse), job.layers)
         reports = tuple(LayerReport(s.layer, s.macs, s.curve, zeros[s.layer.name]) for s in scored)
         result = Result(
@@ -109,7 +125,11 @@ def optimize(
             provenance=job.provenance,
             layers=reports,
             skipped=tuple(job.skipped),
-            notes=(*job.loaded.notes, *(f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes)),
+            notes=(
+                *job.loaded.notes,
+                *(f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes),
+                *([f"for {config.runtime}: {runtime_named(config.runtime).pays}"] if config.runtime else []),
+            ),
             allocator=chosen.allocator,
             choice=chosen.choice,
             finding=chosen.finding,
@@ -122,6 +142,7 @@ def optimize(
             metric_before=before,
             metric_after=after,
             seconds=time.perf_counter() - started,
+            exports=exports,
         )
         if target is not None:
             stage.commit()
@@ -184,6 +205,56 @@ def refine(
         if target is not None:
             stage.commit()
     return result
+
+
+def export_model(
+    model: graphs.ModelSource,
+    output: str | os.PathLike[str],
+    calib: Any = None,
+    config: Config | None = None,
+    *,
+    holdout: Any = None,
+    progress: Progress = quiet,
+) -> tuple[Exported, ...]:
+    """Writes a model in the forms of `config.forms`, each loaded again and compared with the model before it is moved into place.
+
+    Args:
+        model: a path or a ModelProto, usually sparse; it is not pruned here.
+        output: a file, or a folder for several forms.
+        calib: samples as in `analyze`, those of `optimize` for the same int8 ranges; None compares on random inputs.
+        config: the settings; `max_error` replaces the tolerance of a form.
+        holdout: samples to compare on; by default half of the last eighth of `calib`, as in `optimize`.
+        progress: called with (phase, steps done, steps in all).
+
+    Raises:
+        VerificationError: an export does not do what the model does, or misses a gate; nothing is written then.
+        RelRepError: one of its other kinds, with a message for the user.
+    """
+    config = config or Config()
+    places = places_of(model, output, config)
+    loaded = graphs.load(model)
+    session = open_session(loaded, config.as_runtime())
+    calibration, _, verification = split_holdout(
+        load_samples("random" if calib is None else calib, session.inputs, config.as_data())
+    )
+    if holdout is not None:
+        verification = load_samples(holdout, session.inputs, config.as_data())
+    gates = config.as_gates()
+    gates.check_resolution(len(verification))
+
+    def agreed(exported: Session) -> None:
+        check_gates(compare_sessions(session, exported, verification.batches(config.batch_size)), None, gates)
+
+    return deliver(
+        loaded,
+        places,
+        order_of(config, None if calib is None else lambda: calibration.batches(config.batch_size)),
+        session,
+        lambda: verification.batches(config.batch_size),
+        limit=config.max_error,
+        judge=agreed if config.min_agreement is not None else lambda exported: None,
+        progress=progress,
+    )
 
 
 def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, config: Config | None = None) -> Fidelity:

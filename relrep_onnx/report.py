@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from relrep_onnx.distill import Outlook
+from relrep_onnx.export import Exported
 from relrep_onnx.inspection import Inspection
 from relrep_onnx.results import Analysis, LayerReport, Refined, Refinement, Result
 from relrep_onnx.types import ConfigError, Skipped
@@ -33,6 +34,7 @@ def render_result(result: Result) -> RenderableType:
         "",
         render_fidelity(result.fidelity),
         "",
+        *([render_exports(result.exports, result.before.file_bytes), ""] if result.exports else []),
         _layer_table(result.layers, allocated=True),
         "",
         *_skipped_and_notes(result.skipped, result.notes),
@@ -122,6 +124,21 @@ def refinement_lines(refinement: Refinement) -> list[str]:
     if refinement.restarts:
         lines.append(f"{refinement.restarts} steps diverged; each went back to the best state at half the rate")
     return lines + [f"gradients stop at {clean(wall)}" for wall in refinement.walls]
+
+
+def render_exports(exports: Iterable[Exported], before: int) -> RenderableType:
+    """The exports with their sizes, and how far each is from the model it was made from; `before` is the input's bytes."""
+    table = _table("export", "file", "of the input", "gzip", "relative L2", "top-1 agreement", numbers=5)
+    notes = []
+    for e in exports:
+        agreement = "-" if e.fidelity.top1_agreement is None else f"{e.fidelity.top1_agreement:.2%}"
+        moved = f"{e.fidelity.relative_l2:.3g}" if e.fidelity.outputs else "-"
+        table.add_row(
+            _name(e.output), _bytes(e.file_bytes), f"{e.file_bytes / before:.1%}", _bytes(e.gzip_bytes), moved, agreement
+        )
+        notes += [Text(f"{e.form}: {clean(note)}") for note in e.notes]
+        notes += [Text(f"{e.form}: also wrote {clean(path)}") for path in e.companions]
+    return Group(table, *notes)
 
 
 def verdict(result: Result) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from onnx import ModelProto
 
 from relrep_onnx.config import Config
+from relrep_onnx.export import Exported
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
 from relrep_onnx.verify import Fidelity, gzip_size
 
@@ -143,7 +144,10 @@ class Analysis:
 
 @dataclass(frozen=True, eq=False)
 class Result(Analysis):
-    """Result of `optimize`.  `model` is the sparse model itself, `allocator` the one that was used."""
+    """Result of `optimize`.  `model` is the sparse model itself, `allocator` the one that was used.
+
+    `output` is None where nothing was written, or only `exports` were.
+    """
 
     allocator: str
     choice: Choice | None
@@ -157,6 +161,7 @@ class Result(Analysis):
     metric_before: float | None
     metric_after: float | None
     seconds: float
+    exports: tuple[Exported, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -200,6 +205,11 @@ def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mappin
 def to_json(value: Analysis | Fidelity | Refined) -> str:
     """The result as JSON with a schema version; numbers that are not finite become null."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
+
+
+def exports_to_json(exports: Iterable[Exported]) -> str:
+    """The exports as JSON with the schema version."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, "exports": _plain(list(exports))}, indent=2, allow_nan=False)
 
 
 def _plain(value: Any) -> Any:

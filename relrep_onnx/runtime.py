@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import logging
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +79,8 @@ class Session:
         except FAILURES as error:
             shapes = ", ".join(f"{name} {_describe(value)}" for name, value in feeds.items())
             raise CalibrationError(f"ONNX Runtime fails to run {self.what} on {shapes}: {_first_line(error)}") from error
-        return dict(zip(names, values, strict=True))
+        # ONNX Runtime takes an empty list for all outputs.
+        return dict(zip(names, values[: len(names)], strict=True))
 
     def types(self) -> Mapping[str, str]:
         """ONNX Runtime's type of each output."""
@@ -122,6 +126,21 @@ def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     line = text.splitlines()[0]
     return line.split(" : ", 3)[-1] if line.startswith("[ONNXRuntimeError]") else line
+
+
+@contextlib.contextmanager
+def quiet_tools() -> Iterator[None]:
+    """ONNX Runtime's own converters print and log as programs do; what matters of it reaches the caller as exceptions."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    onnxruntime.set_default_logger_severity(4)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # its own default; there is no way to ask what it was
+        logging.disable(before)
 
 
 def symbolic_shapes(model: ModelProto) -> ModelProto | None:

@@ -17,9 +17,11 @@ from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, find_layers
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.types import Selection
-from tools.bench import accuracy, choices, cost, forms, paper, peer, refine
+from tests.test_export_int8 import halved
+from tests.test_pipeline import inputs, small_net
+from tools.bench import accuracy, choices, cost, exports, forms, handover, paper, peer, quantize, refine
 from tools.bench.batchnorm import batchnorms, recalibrate
-from tools.bench.data import DATA, HELD_OUT, SUBSETS, TASKS, Array, markdown_table, normalise, subsets, top1, write_json
+from tools.bench.data import DATA, HELD_OUT, SUBSETS, TASKS, Array, Task, markdown_table, normalise, subsets, top1, write_json
 from tools.bench.worker import Measurement, Order
 
 NEEDS_DATA = pytest.mark.skipif(not (DATA / "cifar10_train4660.npz").exists(), reason="the folder of CIFAR-10 files is not there")
@@ -390,3 +392,54 @@ def test_a_step_is_held_against_plain_inference_and_torch() -> None:
 def test_forms_of_a_gradient_agree() -> None:
     times = forms.measure((4, 6, 5), 1, 1)  # it stops where they do not
     assert len([name for name in times if name.startswith("dw")]) == 4
+
+
+def test_exports_are_measured_in_every_form(tmp_path: Path) -> None:
+    model, x = small_net(), inputs(64)
+    onnx.save(model, tmp_path / "small.onnx")
+    labels = outputs_of(model, ["y"], x)[0].argmax(axis=1)
+    task = Task("small", tmp_path / "small.onnx", (x,), x, x, labels)
+    config = Config(threads=1, min_size=64, allocate="uniform", repair="none")
+    rows = list(exports.measure(task, 0.5, list(exports.FORMS), tmp_path, config))
+    assert [row.form for row in rows] == ["dense", *exports.FORMS]
+    assert rows[0].top1 == 1.0
+    sparse = onnx.load(tmp_path / "small_50.onnx")
+    expected = float(np.mean(outputs_of(sparse, ["y"], x)[0].argmax(axis=1) == labels))
+    assert {row.top1 for row in rows if "int8" not in row.form and row.form != "dense" and "16" not in row.form} == {expected}
+    assert all(row.error < 0.1 for row in rows[1:])
+    assert len(rows[1].cells()) == len(exports.HEADER)
+    again = list(exports.measure(task, 0.5, ["onnx"], tmp_path, config))
+    assert again[1] == rows[1], "the sparse model in the folder is taken"
+
+
+@pytest.mark.parametrize("variant", quantize.VARIANTS)
+def test_variants_of_quantization_run(variant: tuple[str, int, bool, bool], tmp_path: Path) -> None:
+    model, x = halved(small_net()), inputs(32)
+    path = quantize.quantized(model, [{"x": x}], variant, tmp_path)
+    (given,), (expected,) = outputs_of(onnx.load(path), ["y"], x), outputs_of(model, ["y"], x)
+    assert quantize.scores(expected, expected, expected.argmax(axis=1)) == ["100.0", "100.0", "0.000"]
+    assert np.linalg.norm(given - expected) < 0.2 * np.linalg.norm(expected)
+
+
+def test_a_missing_runtime_is_a_row() -> None:
+    x = np.zeros((1, 2), np.float32)
+    row = handover.answer("no_such_runtime", handover.openvino, "onnx", Path("none.onnx"), x, x)
+    assert row == ["not installed", "onnx", "", ""]
+
+
+def test_vela_is_read_from_its_report(tmp_path: Path) -> None:
+    onnx.save(small_net(), tmp_path / "m.onnx")
+    converter, compiler = tmp_path / "onnx2tf", tmp_path / "vela"
+    converter.write_text('#!/bin/sh\nset -e\ntest "$6" = -cind\ntest -f "$2" -a -f "$8"\necho changed > "$2"\n')
+    compiler.write_text(
+        '#!/bin/sh\necho "Total Off-chip Flash used          46.70 KiB"\n'
+        'echo "Original Weights Size          223.05 KiB"\necho "NPU Encoded Weights Size      37.12 KiB"\n'
+    )
+    for program in (converter, compiler):
+        program.chmod(0o755)
+    before = (tmp_path / "m.onnx").read_bytes()
+    models = {"dense": tmp_path / "m.onnx"}
+    rows = handover.vela_rows(models, tmp_path, inputs(2), str(converter), str(compiler))
+    assert rows == [["dense", "223.05", "37.12", "46.70"]]
+    assert (tmp_path / "m.onnx").read_bytes() == before
+    assert "not installed" in handover.vela_rows(models, tmp_path, inputs(2), None, None)[0][0]

@@ -117,7 +117,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "output is input": ("optimize {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "is the input"),
     "in place elsewhere": ("optimize {}/net.onnx {}/o.onnx --in-place --calib {}/ok.npz", 2, "cannot apply together"),
     "output folder missing": ("optimize {}/net.onnx {}/none/o.onnx --calib {}/ok.npz", 2, "does not exist"),
-    "output is a folder": ("optimize {}/net.onnx {}/hollow --calib {}/ok.npz", 2, "is a directory"),
+    "output is a folder": ("optimize {}/net.onnx {}/hollow --calib {}/ok.npz", 2, "is a folder; give a file name"),
     "data missing": ("optimize {}/net.onnx {}/o.onnx --calib {}/none.npz", 1, "none.npz"),
     "data of unknown kind": ("optimize {}/net.onnx {}/o.onnx --calib {}/data.csv", 1, "data.csv"),
     "data folder empty": ("optimize {}/net.onnx {}/o.onnx --calib {}/hollow", 1, "hollow"),
@@ -164,6 +164,18 @@ BAD: dict[str, tuple[str, int, str]] = {
     "json of a dry run": ("OPT --dry-run --json {}/r.json", 2, "--json cannot apply to --dry-run"),
     "settings in no folder": ("OPT --save-config {}/none/c.json", 2, "its folder does not exist"),
     "memory a word": ("OPT --max-memory lots", 2, "800M"),
+    "form unknown": ("OPT --to zip", 2, "no form is called 'zip'; known: onnx, compact, int8"),
+    "form not last": ("OPT --to ort+int8", 2, "ort last"),
+    "values without compact": ("OPT --to int8 --values int8", 2, "--values int8 cannot apply to --to int8"),
+    "ort by another name": ("OPT --to ort", 2, "rename the output"),
+    "runtime unknown": ("OPT --for abacus", 2, "tensorrt"),
+    "runtime leaves nothing": ("OPT --for tensorrt", 1, "2:4 does not pay at 8 channels"),
+    "export over its input": ("export {}/net.onnx {}/net.onnx --to compact", 2, "is the input"),
+    "export nowhere": ("export {}/net.onnx --to compact", 2, "give one OUTPUT"),
+    "export int8 without data": ("export {}/net.onnx {}/o.onnx --to int8", 2, "give samples with --calib"),
+    "export in no folder": ("export {}/net.onnx {}/none/deep --to onnx,compact", 2, "does not exist"),
+    "export off": ("export {}/net.onnx {}/o.onnx --to int8 --calib {}/ok.npz --max-error 1e-9", 3, "moves the outputs by"),
+    "export of tokens": ("export {}/tokens.onnx {}/o.onnx --to compact", 1, "--input-shape"),
     "metric gate without metric": ("OPT --min-metric 0.5", 2, "needs eval"),
     "metric not importable": ("OPT --eval nothing:here", 2, "cannot import 'nothing'"),
     "metric without colon": ("OPT --eval json", 2, "module:function"),
@@ -212,6 +224,41 @@ def test_optimize_reports_and_writes_json(place: Path, tmp_path: Path) -> None:
     assert {layer["layer"]["name"] for layer in values["layers"]} == {"first", "second"}
     assert values["provenance"]["model_sha256"]
     onnx.checker.check_model(target)
+
+
+def test_export_writes_forms_and_json(place: Path, tmp_path: Path) -> None:
+    report = tmp_path / "r.json"
+    result = run(
+        "export", place / "net.onnx", tmp_path / "out", "--to", "onnx,int8+ort", "--target", "arm",
+        "--calib", place / "ok.npz", "--json", report,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    names = {p.name for p in (tmp_path / "out").iterdir()}
+    assert names == {"net.onnx", "net.int8+ort.ort", "net.int8+ort.required_operators_and_types.config"}
+    assert "also wrote" in result.output
+    values = json.loads(report.read_text())
+    assert [e["form"] for e in values["exports"]] == ["onnx", "int8+ort"]
+    assert values["exports"][1]["fidelity"]["outputs"][0]["relative_l2"] < 0.3
+
+
+def test_optimize_for_a_runtime(place: Path, tmp_path: Path) -> None:
+    saved = tmp_path / "c.json"
+    result = run(
+        "optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--for", "ort-web", "--sparsity", "0.9",
+        "--save-config", saved,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    config = Config.load(saved)
+    assert (config.runtime, config.forms, config.values) == ("ort-web", ("compact",), "int8")
+    assert "note: for ort-web" in result.output
+    assert (tmp_path / "o.onnx").stat().st_size < (place / "net.onnx").stat().st_size
+
+
+def test_another_form_for_a_runtime(place: Path, tmp_path: Path) -> None:
+    target = tmp_path / "o.onnx"
+    result = run("optimize", place / "net.onnx", target, "--calib", place / "ok.npz", "--for", "ort-mobile", "--to", "compact")
+    assert result.exit_code == 0, result.output
+    onnx.checker.check_model(target, full_check=True)
 
 
 def test_quiet_says_nothing(place: Path, tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ tuples = st.none() | st.lists(finite, max_size=4).map(tuple)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "sparsity": st.none() | fractions,
     "max_drop": st.sampled_from([None, "0.1", "top1:5%", "eval:0.01"]),
+    "runtime": st.sampled_from([None, "ort", "tensorrt", "ethos-u"]),
+    "forms": st.lists(names, min_size=1, max_size=3).map(tuple),
+    "values": st.sampled_from(["float32", "float16", "int8"]),
+    "target": st.sampled_from(["amd64", "arm"]),
     "pattern": st.sampled_from(["unstructured", "2:4", "4x1", "3:7"]),
     "budget": st.sampled_from(["weights", "macs"]),
     "min_layer_sparsity": st.floats(0, 0.5),

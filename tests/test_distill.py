@@ -188,7 +188,7 @@ def test_a_graph_that_cannot_be_raised_is_refused_with_the_reason() -> None:
     model = chain(1)
     model.opset_import[0].version = 9
     model.graph.node[0].op_type = "NoSuchOperator"
-    with pytest.raises(ModelError, match="opset 9, and onnx cannot raise it"):
+    with pytest.raises(ModelError, match="operator set 9, 20 is needed, and ONNX cannot convert it"):
         plan(model, model, layers_of(model), feeds_of(chain(1), 1), RUNTIME)
 
 

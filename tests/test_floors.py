@@ -13,15 +13,16 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
     **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment", "graph", "runtime", "cache", "checkpoint"), 1),
-    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient"), 2),
-    **dict.fromkeys(("config", "repair", "distill"), 3),
+    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient", "deployment"), 2),
+    **dict.fromkeys(("config", "repair", "distill", "export"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
     **dict.fromkeys(("job", "refinement"), 5),
-    "steps": 6,
+    **dict.fromkeys(("steps", "exporting"), 6),
     "search": 7,
     "pipeline": 8,
     "estimate": 9,
     "report": 10,
+    "progress": 10,
     "options": 10,
     "__init__": 11,
     "cli": 12,
@@ -29,11 +30,14 @@ FLOORS: Final[dict[str, int]] = {
 """A folder is one room; its own modules must import each other in an order without a circle."""
 
 CALIBRATE: Final = {"types", "graph", "runtime", "moments", "patches"}
-CONFIG: Final = {"types", "augment", "data", "masks", "runtime", "verify"}
+CONFIG: Final = {"types", "augment", "data", "deployment", "masks", "runtime", "verify"}
 LIBRARIES: Final = {
-    "onnxruntime": {"runtime"},
+    # In export for the converters that come with it; only runtime opens sessions.
+    "onnxruntime": {"runtime", "export"},
     # In runtime, damage, steps, search and job as the type that they pass on, and for its version.
-    "onnx": {"graph", "gradient", "distill", "data", "results", "steps", "search", "runtime", "damage", "job"},
+    "onnx": {
+        *("graph", "gradient", "distill", "data", "results", "steps", "search", "runtime", "damage", "job", "export", "exporting")
+    },
 }
 NUMERIC: Final = {"moments", "masks", "swaps", "patches", "adam", "augment", "reconstruct", "repair", "score", "allocate"}
 
@@ -92,7 +96,7 @@ def test_imports_go_down(module: str) -> None:
             assert FLOORS[room(target)] < FLOORS[room(module)], f"{module} imports {target}"
 
 
-@pytest.mark.parametrize("folder", ["graph", "data"])
+@pytest.mark.parametrize("folder", ["graph", "data", "export"])
 def test_no_circles_inside_a_folder(folder: str) -> None:
     waiting = {m: {n for n in neighbours(m) if room(n) == folder} - {m} for m in MODULES if room(m) == folder}
     assert len(waiting) > 1

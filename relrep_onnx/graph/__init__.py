@@ -9,6 +9,7 @@ from relrep_onnx.graph.parameters import Parameter, as_inputs, parameters, with_
 from relrep_onnx.graph.rewrite import set_metadata, with_layer, write_layer
 from relrep_onnx.graph.shapes import activation_shapes
 from relrep_onnx.graph.stages import Stage, plan_stages, stage_model
+from relrep_onnx.graph.storage import detach, raise_opset
 
 __all__ = [
     "STANDARD_DOMAINS",
@@ -24,6 +25,7 @@ __all__ = [
     "branch_scale",
     "check_target",
     "count_zeros",
+    "detach",
     "display_name",
     "find_layers",
     "input_files",
@@ -31,6 +33,7 @@ __all__ = [
     "model_hash",
     "parameters",
     "plan_stages",
+    "raise_opset",
     "read_weight",
     "reads",
     "set_metadata",

@@ -149,9 +149,19 @@ class Staged:
                 copy.CopyFrom(model)
                 self._write_external(copy, external)
             try:
-                self.path.write_bytes(copy.SerializeToString(deterministic=True))
+                content = copy.SerializeToString(deterministic=True)
             except EncodeError as error:
                 raise ModelError("the model is over 2 GB: store its tensors as external data first") from error
+        self.write_bytes(content)
+
+    def write_bytes(self, content: bytes) -> None:
+        """Writes a file of another format under the temporary name.
+
+        Raises:
+            ModelError: the folder is missing or cannot be written.
+        """
+        with self._writing():
+            self.path.write_bytes(content)
 
     def _write_external(self, model: ModelProto, external: Mapping[str, str]) -> None:
         files: dict[str, list[TensorProto]] = {}

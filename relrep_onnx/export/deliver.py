@@ -1,0 +1,141 @@
+"""From a product to a file that counts: written under a temporary name, loaded again, compared with its source, moved into place.
+
+Several exports of one run are all compared before the first is moved: they come together or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnx import ModelProto
+
+from relrep_onnx.export.forms import Order, Product
+from relrep_onnx.export.table import make
+from relrep_onnx.graph import LoadedModel, Staged, staged
+from relrep_onnx.runtime import Session
+from relrep_onnx.types import CalibrationError, Feeds, ModelError, Progress, VerificationError
+from relrep_onnx.verify import Fidelity, compare_sessions, gzip_size
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One written export; `fidelity` compares it with the model it was made from, `companions` are further files beside it."""
+
+    form: str
+    output: str
+    file_bytes: int
+    gzip_bytes: int
+    fidelity: Fidelity
+    notes: tuple[str, ...]
+    companions: tuple[str, ...] = ()
+
+
+def deliver(
+    source: LoadedModel,
+    places: Mapping[str, Path],
+    order: Order,
+    reference: Session,
+    batches: Callable[[], Iterable[Feeds]],
+    *,
+    limit: float | None = None,
+    judge: Callable[[Session], None] = lambda session: None,
+    progress: Progress = lambda phase, done, total, note="": None,
+) -> tuple[Exported, ...]:
+    """Makes, checks and writes exports of a model.
+
+    Args:
+        source: the model.
+        places: where each form goes.
+        order: what is asked for besides the forms.
+        reference: a plain session of the source.
+        batches: feeds to compare on.
+        limit: the relative L2 that an export may be away from the source, instead of its form's own tolerance.
+        judge: may refuse an export for reasons of its own, by raising.
+        progress: told of the exports done.
+
+    Raises:
+        VerificationError: an export does not load, or does not do what its source does; no file is written then.
+        RelRepError: what an exporter raises.
+    """
+    done: list[Exported] = []
+    stages: list[Staged] = []
+    progress("export", 0, len(places))
+    with ExitStack() as stack:
+        for folder in {target.parent for target in places.values()}:
+            stack.enter_context(_made(folder))
+        for form, target in places.items():
+            product = make(form, source.model, order)
+            stage = stack.enter_context(staged(target))
+            _write(stage, product, source)
+            fidelity, notes = _check(form, stage, product, order, reference, batches, limit, judge)
+            stages.append(stage)
+            companions = {target.with_name(target.stem + suffix): content for suffix, content in product.companions.items()}
+            for path, content in companions.items():
+                beside = stack.enter_context(staged(path))
+                beside.write_bytes(content)
+                stages.append(beside)
+            files = stage.files()
+            sizes = sum(f.stat().st_size for f in files), sum(gzip_size(f) for f in files)
+            done.append(Exported(form, str(target), *sizes, fidelity, notes, tuple(map(str, companions))))
+            progress("export", len(done), len(places))
+        for stage in stages:
+            stage.commit()
+    return tuple(done)
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """A folder that goes again if nothing was put into it."""
+    if folder.exists():
+        yield
+        return
+    try:
+        folder.mkdir()
+    except OSError as error:
+        raise ModelError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it holds what was written
+            folder.rmdir()
+
+
+def _write(stage: Staged, product: Product, source: LoadedModel) -> None:
+    if isinstance(product.content, ModelProto):
+        stage.write(product.content, source.external)
+    else:
+        stage.write_bytes(product.content)
+
+
+def _check(
+    form: str,
+    stage: Staged,
+    product: Product,
+    order: Order,
+    reference: Session,
+    batches: Callable[[], Iterable[Feeds]],
+    limit: float | None,
+    judge: Callable[[Session], None],
+) -> tuple[Fidelity, tuple[str, ...]]:
+    """Loads what was written and compares it; an .ort file goes in as bytes, for its temporary name does not tell."""
+    written = stage.path if isinstance(product.content, ModelProto) else stage.path.read_bytes()
+    try:
+        session = Session(written, order.runtime, what=f"the export {form!r}")
+    except ModelError as error:
+        raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
+    try:
+        fidelity = compare_sessions(reference, session, batches())
+    except CalibrationError as error:
+        raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
+    allowed = product.tolerance if limit is None else limit
+    if not fidelity.relative_l2 <= allowed:  # NaN too
+        raise VerificationError(
+            f"the export {form!r} moves the outputs by {fidelity.relative_l2:.4g} (relative L2, {fidelity.samples} samples), "
+            f"more than {allowed:g}; nothing was written. Use another --to form, or allow more with --max-error"
+        )
+    judge(session)
+    blind = () if fidelity.outputs else ("no output is floating-point: the file was loaded and run, not compared",)
+    return fidelity, (*product.notes, *blind)

@@ -1,0 +1,56 @@
+"""Changing how a model stores its tensors: taking them out of their places, and the versions that new ways of storing need."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from onnx import ModelProto, version_converter
+
+from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph
+from relrep_onnx.types import ModelError
+
+_LEAST_IR = {11: 6, 17: 8, 20: 9}
+"""The IR version that came with an operator set; older readers refuse the pair."""
+
+
+def detach(model: ModelProto, names: Collection[str]) -> None:
+    """Takes stored tensors out of a model in place, be they initializers or Constant nodes; their readers stay as they are.
+
+    An initializer of old models is an input as well; that entry goes too, for a tensor that is computed cannot be fed.
+    """
+    graph = model.graph
+    tensors = [tensor for tensor in graph.initializer if tensor.name not in names]
+    del graph.initializer[:]
+    graph.initializer.extend(tensors)
+    for values in (graph.input, graph.value_info):
+        kept = [value for value in values if value.name not in names]
+        del values[:]
+        values.extend(kept)
+    nodes = [node for node in graph.node if node.op_type != "Constant" or node.output[0] not in names]
+    del graph.node[:]
+    graph.node.extend(nodes)
+
+
+def raise_opset(model: ModelProto, least: int) -> ModelProto:
+    """The model itself, or a copy at the operator set `least` where it is older, with all names and metadata kept.
+
+    Raises:
+        ModelError: ONNX cannot convert it.
+    """
+    before = Graph(model).opset
+    if before >= least:
+        return model
+    try:
+        raised: ModelProto = version_converter.convert_version(model, least)
+    except (RuntimeError, ValueError, version_converter.ConvertError) as error:
+        raise ModelError(
+            f"the model has operator set {before}, {least} is needed, and ONNX cannot convert it "
+            f"({str(error).splitlines()[0]}); export it anew with a newer operator set"
+        ) from error
+    # The converter knows the standard set only, and does not carry everything over.
+    known = {entry.domain for entry in raised.opset_import} | set(STANDARD_DOMAINS)
+    raised.opset_import.extend(entry for entry in model.opset_import if entry.domain not in known)
+    raised.ir_version = max(model.ir_version, _LEAST_IR[least])
+    del raised.metadata_props[:]
+    raised.metadata_props.extend(model.metadata_props)
+    return raised

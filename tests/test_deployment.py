@@ -1,0 +1,70 @@
+"""What `--for` picks: the table agrees with the forms and patterns that exist, and protects what does not pay."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import helper
+
+from relrep_onnx import Config, ConfigError, optimize
+from relrep_onnx.deployment import RUNTIMES
+from relrep_onnx.export import Order, check_forms
+from relrep_onnx.masks import pattern_named
+from tests.models import build, random
+
+DEPLOY = Path(__file__).parents[1] / "docs" / "deploy.md"
+
+
+@pytest.mark.parametrize("name", RUNTIMES)
+def test_rows_are_valid(name: str) -> None:
+    config = Config.for_runtime(name)
+    assert config.runtime == name
+    pattern_named(config.pattern)
+    check_forms(config.forms, Order(config.values, config.target))
+
+
+def test_other_settings_win(tmp_path: Path) -> None:
+    assert Config.for_runtime("tensorrt").pattern == "2:4"
+    assert Config.for_runtime("tensorrt", pattern="1:4").pattern == "1:4"
+    assert Config.from_json('{"runtime": "tensorrt", "seed": 3}') == Config.for_runtime("tensorrt", seed=3)
+    assert Config.from_json('{"pattern": "4x1"}', Config.for_runtime("tensorrt")).pattern == "4x1"
+    assert Config.from_json(Config.for_runtime("ort-mobile").to_json()) == Config.for_runtime("ort-mobile")
+
+
+def test_another_form_leaves_the_options_of_the_first_behind() -> None:
+    config = Config.for_runtime("ort-mobile", forms=("compact",))
+    assert (config.forms, config.target) == (("compact",), "amd64")
+    assert Config.for_runtime("ort-mobile", forms=("ort",), target="arm").target == "arm"
+
+
+def test_an_unknown_runtime_is_refused() -> None:
+    message = "no runtime is called 'abacus'; choose from ort,"
+    with pytest.raises(ConfigError, match=message):
+        Config(runtime="abacus")
+    with pytest.raises(ConfigError, match=message):
+        Config.for_runtime("abacus")
+
+
+@pytest.mark.parametrize(("name", "pruned"), [("xnnpack", {"one"}), ("tensorrt", {"wide"}), ("ort", {"three", "one", "wide"})])
+def test_layers_that_do_not_pay_stay_dense(name: str, pruned: set[str]) -> None:
+    shapes = {"three": (16, 8, 3, 3), "one": (256, 16, 1, 1), "wide": (256, 256, 2, 2)}
+    tensors = {
+        f"{k}.w": random(i, *shape) / np.float32(np.sqrt(np.prod(shape[1:]))) for i, (k, shape) in enumerate(shapes.items())
+    }
+    nodes, x = [], "x"
+    for key in shapes:
+        nodes.append(helper.make_node("Conv", [x, f"{key}.w"], [f"{key}.y"], name=key))
+        x = f"{key}.y"
+    model = build([*nodes, helper.make_node("GlobalAveragePool", [x], ["y"])], {"x": ("n", 8, 5, 5)}, ["y"], tensors)
+    config = Config.for_runtime(name, forms=("onnx",), min_size=64, allocate="uniform", repair="none")
+    result = optimize(model, None, random(9, 32, 8, 5, 5), config)
+    assert {report.layer.name for report in result.layers} == pruned
+    assert f"for {name}: {RUNTIMES[name].pays}" in result.notes
+
+
+def test_the_guide_names_every_runtime() -> None:
+    named = set(re.findall(r"--for ([a-z-]+)", DEPLOY.read_text(encoding="utf-8")))
+    assert named == set(RUNTIMES)
