@@ -26,6 +26,7 @@ from relrep_onnx.graph import (
     parameters,
     raise_opset,
     reads,
+    serialized,
 )
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, Feeds, Layer, ModelError
@@ -83,14 +84,13 @@ def plan(dense: ModelProto, sparse: ModelProto, layers: Iterable[Layer], feeds: 
         ModelError: no parameter can be refined, or the graph cannot be raised to the gradients' operator set.
     """
     stored = Graph(sparse)
-    # A constant that the shape of something depends on, or of another type than float32, stays as it is.
     found = [p for p in parameters(stored, layers) if stored.stored(p.tensor).dtype == np.float32]
-    sparse = as_inputs(raise_opset(sparse, OPSET), [p.tensor for p in found])
-    dense = raise_opset(dense, OPSET)
-    reach = Reach(Graph(sparse))
-    trace = traced(sparse, {**feeds, **{p.tensor: stored.stored(p.tensor) for p in found}}, runtime)
+    dense, sparse = (raise_opset(model, OPSET) for model in (dense, sparse))
+    student = as_inputs(sparse, [p.tensor for p in found])
+    reach, known = Reach(Graph(student)), Graph(dense).producers
+    trace = traced(student, {**feeds, **{p.tensor: stored.stored(p.tensor) for p in found}}, runtime)
     moving = reach.dependents(p.tensor for p in found)
-    shared = {name for name in moving if name in Graph(dense).producers and trace.dtypes.get(name) == np.float32}
+    shared = {name for name in moving if name in known and trace.dtypes.get(name) == np.float32}
     ends = [name for name in block_ends(reach.graph, trace.shapes) if name in shared]
     outputs = {value.name: None for value in sparse.graph.output if value.name in shared}
     walls = []
@@ -103,10 +103,8 @@ def plan(dense: ModelProto, sparse: ModelProto, layers: Iterable[Layer], feeds: 
         reasons = "; ".join(f"{w.node}: {w.reason}" for w in walls[:3]) or "its outputs do not depend on its prunable layers"
         raise ModelError(f"nothing can be refined ({reasons})")
     kept = tuple(name for name in ends if name not in outputs)
-    waiting = sum(
-        int(np.prod(trace.shapes[name], dtype=np.int64)) * trace.dtypes[name].itemsize for name in Graph(sparse).producers
-    )
-    return Distillation(dense, sparse, chosen, kept, tuple(outputs), tuple(walls), waiting)
+    student = as_inputs(sparse, [p.tensor for p in chosen])
+    return Distillation(dense, student, chosen, kept, tuple(outputs), tuple(walls), trace.nbytes(reach.graph.producers))
 
 
 @dataclass(frozen=True)
@@ -147,11 +145,20 @@ def _walls(reach: Reach, moving: set[str]) -> list[tuple[Wall, list[str]]]:
     return found
 
 
+def opened(model: ModelProto, runtime: RuntimeOptions, what: str) -> Session:
+    """A session of a model that refinement made.
+
+    Raises:
+        ModelError: it is too large for one message, or ONNX Runtime cannot load it.
+    """
+    return Session(serialized(model, what, "refinement is for smaller models"), runtime, what=what)
+
+
 def traced(model: ModelProto, feeds: Feeds, runtime: RuntimeOptions) -> Trace:
     """Shapes of every tensor of a model on a batch."""
 
     def run(exposed: ModelProto, given: Feeds, names: Sequence[str]) -> Mapping[str, Array]:
-        return Session(exposed.SerializeToString(), runtime, what="the sparse model with all its tensors").run(given, names)
+        return opened(exposed, runtime, "the sparse model with all its tensors").run(given, names)
 
     return Reach(Graph(model)).trace(feeds, run)
 

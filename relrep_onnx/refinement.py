@@ -20,7 +20,7 @@ from relrep_onnx.adam import Buffers, one_cycle
 from relrep_onnx.augment import FLIP, Augmenter, possible
 from relrep_onnx.checkpoint import load, save
 from relrep_onnx.data import Samples
-from relrep_onnx.distill import Distillation, step, traced
+from relrep_onnx.distill import Distillation, opened, step, traced
 from relrep_onnx.results import Epoch, Refinement
 from relrep_onnx.runtime import Bound, RuntimeOptions, Session
 from relrep_onnx.types import Array, Feeds, FloatArray, Progress
@@ -99,7 +99,7 @@ class Stepper:
     def _compiled(self, feeds: Feeds) -> tuple[Bound, FloatArray]:
         values, gradients = (self._buffers.views(flat) for flat in (self._buffers.values, self._buffers.gradients))
         built = step(self._d, traced(self._d.sparse, {**feeds, **values}, self._runtime))
-        session = Session(built.model.SerializeToString(), self._runtime, what="the refinement step")
+        session = opened(built.model, self._runtime, "the refinement step")
         loss = np.zeros((), np.float32)
         outputs = dict(zip(built.gradients, gradients.values(), strict=True))
         return Bound(session, values, {built.loss: loss, **outputs}), loss
@@ -111,7 +111,7 @@ class Held:
     def __init__(self, d: Distillation, dense: Session, batches: Iterable[Feeds], runtime: RuntimeOptions) -> None:
         self._names = float_outputs(dense)
         self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches]
-        self._sparse = Session(d.sparse.SerializeToString(), runtime, what="the sparse model")
+        self._sparse = opened(d.sparse, runtime, "the sparse model")
 
     def error(self, values: Feeds) -> float:
         """All outputs' relative L2, each scaled by its own energy; infinite where it is no number."""

@@ -165,6 +165,25 @@ def test_nothing_to_refine_is_an_error() -> None:
         plan(other, model, layers_of(model), feeds_of(model, 1), RUNTIME)
 
 
+def test_what_no_loss_reaches_stays_a_constant() -> None:
+    """A branch whose only features the dense model calls by other names: its layer does not move, the others do."""
+
+    def model(name: str) -> ModelProto:
+        nodes = [
+            helper.make_node("Gemm", ["x", "w"], [name]),
+            helper.make_node("ArgMax", [name], ["best"], axis=1),
+            helper.make_node("Gemm", ["x", "v"], ["out"]),
+        ]
+        built = build(nodes, {"x": ("n", 8)}, ["best", "out"], {"w": random(0, 8, 8), "v": random(1, 8, 4)})
+        built.graph.output[0].type.tensor_type.elem_type = 7
+        return built
+
+    loss, gradients, d = stepped(model("h"), pruned(model("other")), feeds_of(model("h"), 4))
+    assert d.names == ["v"]
+    assert loss > 0
+    assert gradients["v"].any()
+
+
 @pytest.mark.parametrize("opset", [9, 11, 13, 17, 20, 21])
 def test_older_graphs_are_raised(opset: int) -> None:
     nodes = [

@@ -4,7 +4,17 @@ from relrep_onnx.graph.blocks import block_ends
 from relrep_onnx.graph.branches import branch_scale
 from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, display_name, reads
 from relrep_onnx.graph.layers import count_zeros, find_layers, read_weight
-from relrep_onnx.graph.model import LoadedModel, ModelSource, Staged, check_target, input_files, load, model_hash, staged
+from relrep_onnx.graph.model import (
+    LoadedModel,
+    ModelSource,
+    Staged,
+    check_target,
+    input_files,
+    load,
+    model_hash,
+    serialized,
+    staged,
+)
 from relrep_onnx.graph.parameters import Parameter, as_inputs, parameters, with_tensors
 from relrep_onnx.graph.rewrite import set_metadata, with_layer, write_layer
 from relrep_onnx.graph.shapes import activation_shapes
@@ -36,6 +46,7 @@ __all__ = [
     "raise_opset",
     "read_weight",
     "reads",
+    "serialized",
     "set_metadata",
     "stage_model",
     "staged",

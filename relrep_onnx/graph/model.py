@@ -128,6 +128,18 @@ def _densify(model: ModelProto) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def serialized(model: ModelProto, what: str, instead: str) -> bytes:
+    """The bytes of a model, the same each time.
+
+    Raises:
+        ModelError: they are more than one message can hold; `instead` says what to do.
+    """
+    try:
+        return model.SerializeToString(deterministic=True)
+    except EncodeError as error:
+        raise ModelError(f"{what} is over 2 GB: {instead}") from error
+
+
 class Staged:
     """An output on its way: write it, check it at `path`, then `commit`; without a commit nothing stays behind."""
 
@@ -148,10 +160,7 @@ class Staged:
                 copy = ModelProto()
                 copy.CopyFrom(model)
                 self._write_external(copy, external)
-            try:
-                content = copy.SerializeToString(deterministic=True)
-            except EncodeError as error:
-                raise ModelError("the model is over 2 GB: store its tensors as external data first") from error
+            content = serialized(copy, "the model", "store its tensors as external data first")
         self.write_bytes(content)
 
     def write_bytes(self, content: bytes) -> None:
