@@ -18,7 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 import relrep_onnx
 from relrep_onnx.cli import main
 from relrep_onnx.config import Config
+from relrep_onnx.graph import Graph, find_layers
 from relrep_onnx.runtime import symbolic_shapes
+from relrep_onnx.types import Selection
 from tests.test_pipeline import FASHION, SAMPLES, inputs, small_net
 
 CALIB = str(SAMPLES / "fashion_calib.npz")
@@ -412,3 +414,52 @@ def test_symbolic_shapes_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(importlib, "import_module", missing)
     assert symbolic_shapes(small_net()) is None
+
+
+def test_refine_reports_what_it_did(place: Path, tmp_path: Path) -> None:
+    sparse, better, state = tmp_path / "s.onnx", tmp_path / "b.onnx", tmp_path / "state.npz"
+    made = run("optimize", place / "net.onnx", sparse, "--calib", place / "ok.npz", "--sparsity", "0.7", "--repair", "none")
+    assert made.exit_code == 0, made.output
+    command: list[str | Path] = [
+        "refine",
+        place / "net.onnx",
+        sparse,
+        better,
+        "--calib",
+        place / "ok.npz",
+        "--epochs",
+        "12",
+        "--resume",
+        state,
+    ]
+    result = run(*command, "--json", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    assert "refinement moved the relative L2 of the outputs from" in text
+    assert "aimed at" in text
+    told = json.loads((tmp_path / "r.json").read_text())
+    history = told["refinement"]["history"]
+    assert len(history) == 13
+    assert history[0]["loss"] is None
+    assert told["after"]["outputs"][0]["relative_l2"] < told["before"]["outputs"][0]["relative_l2"]
+    first = better.read_bytes()
+    better.unlink()
+    assert run(*command).exit_code == 0  # from the finished state: nothing is left to do
+    assert better.read_bytes() == first
+
+
+def test_inspect_lists_how_far_gradients_come(place: Path) -> None:
+    result = run("inspect", place / "net.onnx", "--gradients", "--min-size", "1")
+    assert result.exit_code == 0, result.output
+    text = " ".join(result.output.split())
+    layers = len(find_layers(Graph(onnx.load(place / "net.onnx")), Selection(min_size=1))[0])
+    assert f"gradients of the outputs reach {layers} of {layers} layers" in text
+
+
+def test_effort_sets_what_is_not_said(place: Path, tmp_path: Path) -> None:
+    low: list[str | Path] = ["optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--effort", "low"]
+    assert run(*low, "--save-config", tmp_path / "low.json").exit_code == 0
+    assert run(*low, "--repair", "bias", "--save-config", tmp_path / "bias.json").exit_code == 0
+    told, said = (json.loads((tmp_path / name).read_text()) for name in ("low.json", "bias.json"))
+    assert (told["repair"], told["num_samples"], told["refine"]) == ("variance", 128, 0)
+    assert (said["repair"], said["num_samples"]) == ("bias", 128)
