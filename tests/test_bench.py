@@ -443,3 +443,11 @@ def test_vela_is_read_from_its_report(tmp_path: Path) -> None:
     assert rows == [["dense", "223.05", "37.12", "46.70"]]
     assert (tmp_path / "m.onnx").read_bytes() == before
     assert "not installed" in handover.vela_rows(models, tmp_path, inputs(2), None, None)[0][0]
+
+
+def test_parts_of_the_paper_benchmark_are_put_together(tmp_path: Path) -> None:
+    options = paper.parse(["--repair", "asr"])
+    points = [paper.Point("asr", "erk", 0.9, 0.76, 0.61)]
+    forced = [paper.Forcing(0.9, 3, 0.2, 0.13, 0.02, 0.84, 0.83)]
+    write_json(tmp_path / "part.json", paper.figures(options, 0.88, points, forced))
+    assert paper.merged([tmp_path / "part.json"] * 2) == (points * 2, forced * 2)
