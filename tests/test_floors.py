@@ -12,7 +12,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
-    **dict.fromkeys(("moments", "masks", "swaps", "patches", "graph", "runtime", "cache"), 1),
+    **dict.fromkeys(("moments", "masks", "swaps", "patches", "graph", "runtime", "cache", "kernels"), 1),
     **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection"), 2),
     **dict.fromkeys(("config", "repair"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
@@ -33,7 +33,7 @@ CONFIG: Final = {"types", "data", "masks", "runtime", "verify"}
 LIBRARIES: Final = {
     "onnxruntime": {"runtime"},
     # In runtime, damage, steps, search and job as the type that they pass on, and for its version.
-    "onnx": {"graph", "data", "results", "steps", "search", "runtime", "damage", "job"},
+    "onnx": {"graph", "kernels", "data", "results", "steps", "search", "runtime", "damage", "job"},
 }
 NUMERIC: Final = {"moments", "masks", "swaps", "patches", "reconstruct", "repair", "score", "allocate"}
 
@@ -92,7 +92,7 @@ def test_imports_go_down(module: str) -> None:
             assert FLOORS[room(target)] < FLOORS[room(module)], f"{module} imports {target}"
 
 
-@pytest.mark.parametrize("folder", ["graph", "data"])
+@pytest.mark.parametrize("folder", ["graph", "data", "kernels"])
 def test_no_circles_inside_a_folder(folder: str) -> None:
     waiting = {m: {n for n in neighbours(m) if room(n) == folder} - {m} for m in MODULES if room(m) == folder}
     assert len(waiting) > 1
