@@ -45,7 +45,7 @@ class SparseLayer:
         """The model that holds the operator; `changes` replace stored tensors (values, gaps, bias) or attributes of the node."""
         values, gaps = functions.encode(self.weight)
         stored = {"values": values, "gaps": gaps, "bias": self.bias}
-        attributes = {"weight_shape": list(self.weight.shape)}
+        attributes: dict[str, Any] = {"weight_shape": list(self.weight.shape)}
         if self.family == "SparseConv":
             attributes |= {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1], "group": 1, **self.window}
         if self.activation == "Clip":
@@ -72,7 +72,7 @@ class SparseLayer:
         if self.activation == "Relu":
             nodes.append(helper.make_node("Relu", [nodes[-1].output[0]], ["t2"]))
         if self.activation == "Clip":
-            stored |= {"low": np.float32(BOUNDS["min"]), "high": np.float32(BOUNDS["max"])}
+            stored |= {"low": np.array(BOUNDS["min"], np.float32), "high": np.array(BOUNDS["max"], np.float32)}
             nodes.append(helper.make_node("Clip", [nodes[-1].output[0], "low", "high"], ["t2"]))
         return build(nodes, self._inputs(), [nodes[-1].output[0]], stored)
 

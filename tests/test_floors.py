@@ -13,7 +13,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
     **dict.fromkeys(("moments", "masks", "swaps", "patches", "graph", "runtime", "cache", "kernels"), 1),
-    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection"), 2),
+    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "export"), 2),
     **dict.fromkeys(("config", "repair"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
     "job": 5,
@@ -33,7 +33,7 @@ CONFIG: Final = {"types", "data", "masks", "runtime", "verify"}
 LIBRARIES: Final = {
     "onnxruntime": {"runtime"},
     # In runtime, damage, steps, search and job as the type that they pass on, and for its version.
-    "onnx": {"graph", "kernels", "data", "results", "steps", "search", "runtime", "damage", "job"},
+    "onnx": {"graph", "kernels", "export", "data", "results", "steps", "search", "runtime", "damage", "job"},
 }
 NUMERIC: Final = {"moments", "masks", "swaps", "patches", "reconstruct", "repair", "score", "allocate"}
 

@@ -228,7 +228,8 @@ def test_many_sessions_and_threads() -> None:
     model = layer.sparse().SerializeToString()
     x = {"x": random(1, 1, 32, 28, 28)}
     wanted = session(model, sparse=True).run(None, x)[0]
-    shared, wrong = session(model, sparse=True, threads=2), []
+    shared = session(model, sparse=True, threads=2)
+    wrong: list[object] = []
 
     def work() -> None:
         for _ in range(5):

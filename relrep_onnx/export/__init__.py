@@ -1,0 +1,1 @@
+"""Deployment forms: one file each."""
