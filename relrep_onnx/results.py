@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from relrep_onnx.benchmark import BenchmarkResult
 from relrep_onnx.config import Config
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
 from relrep_onnx.verify import Fidelity, gzip_size
@@ -140,7 +141,7 @@ def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mappin
     )
 
 
-def to_json(value: Analysis | Fidelity) -> str:
+def to_json(value: Analysis | Fidelity | BenchmarkResult) -> str:
     """The result as JSON with a schema version; numbers that are not finite become null."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
 

@@ -13,7 +13,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
     **dict.fromkeys(("moments", "masks", "swaps", "patches", "graph", "runtime", "cache", "kernels"), 1),
-    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "export"), 2),
+    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "export", "benchmark"), 2),
     **dict.fromkeys(("config", "repair"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
     "job": 5,
