@@ -35,7 +35,7 @@ class Timing:
 
 @dataclass(frozen=True)
 class NodeTime:
-    """Mean microseconds of one node; fused nodes carry the runtime's own names."""
+    """Median microseconds of one node; fused nodes carry the runtime's own names."""
 
     node: str
     op: str

@@ -85,7 +85,7 @@ class Session:
         return dict(zip(names, values, strict=True))
 
     def end_profile(self) -> dict[str, tuple[str, float]]:
-        """Ends the profile: operator and mean microseconds of a run, by the nodes' names in order of execution."""
+        """Ends the profile: operator and median microseconds of a run, by the nodes' names in order of execution."""
         path = Path(self.raw.end_profiling())
         events = json.loads(path.read_text(encoding="utf-8"))
         times: dict[str, tuple[str, list[float]]] = {}
@@ -94,7 +94,7 @@ class Session:
             if event.get("cat") == "Node" and name.endswith("_kernel_time"):
                 kind = event["args"].get("op_name", "")
                 times.setdefault(name.removesuffix("_kernel_time"), (kind, []))[1].append(event["dur"])
-        return {name: (kind, float(np.mean(spent))) for name, (kind, spent) in times.items()}
+        return {name: (kind, float(np.median(spent))) for name, (kind, spent) in times.items()}
 
     def types(self) -> Mapping[str, str]:
         """ONNX Runtime's type of each output."""

@@ -102,13 +102,21 @@ def plan(
     *,
     instruction_set: str = REFERENCE,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    caution: float = 1.0,
 ) -> tuple[Choice, ...]:
-    """What `to_sparse_ort` would do with each layer that could be sparse; errors as there."""
-    return _prepared(model, instruction_set, input_shapes or {}, None)[2]
+    """What `to_sparse_ort` would do with each layer that could be sparse; errors as there.
+
+    `caution` multiplies what the sparse layers are predicted to take before the choice; the predictions given back stay as they are.
+    """
+    return _prepared(model, instruction_set, input_shapes or {}, None, caution)[2]
 
 
 def _prepared(
-    model: ModelProto, instruction_set: str, input_shapes: Mapping[str, tuple[int, ...]], layers: Collection[str] | None
+    model: ModelProto,
+    instruction_set: str,
+    input_shapes: Mapping[str, tuple[int, ...]],
+    layers: Collection[str] | None,
+    caution: float = 1.0,
 ) -> tuple[ModelProto, list[Candidate], tuple[Choice, ...]]:
     if instruction_set not in COSTS:
         raise ConfigError(f"no costs for the instruction set {instruction_set!r}; known: {', '.join(COSTS)}")
@@ -123,7 +131,7 @@ def _prepared(
     candidates = _candidates(copy, activation_shapes(copy, input_shapes, lambda _: None))
     names = {candidate.name for candidate in candidates}
     if layers is None:
-        chosen = _choose(candidates, COSTS[instruction_set])
+        chosen = _choose(candidates, COSTS[instruction_set], caution)
     elif set(layers) <= names:
         chosen = set(layers)
     else:
@@ -137,10 +145,10 @@ def _choice(candidate: Candidate, costs: Costs, sparse: bool) -> Choice:
     return Choice(candidate.name, candidate.density, dense, None if work is None else costs.sparse_time(work), sparse)
 
 
-def _choose(candidates: Sequence[Candidate], costs: Costs) -> set[str]:
+def _choose(candidates: Sequence[Candidate], costs: Costs, caution: float) -> set[str]:
     """The set of sparse layers with the least predicted time, found by flipping single layers from three starting points."""
     known = [c for c in candidates if c.work is not None]
-    gains = {c.name: costs.dense_time(c.work) - costs.sparse_time(c.work) for c in known if c.work is not None}
+    gains = {c.name: costs.dense_time(c.work) - caution * costs.sparse_time(c.work) for c in known if c.work is not None}
 
     def saved(chosen: set[str]) -> float:
         crossings = sum(size for c in known for other, size in c.neighbours.items() if (c.name in chosen) != (other in chosen))

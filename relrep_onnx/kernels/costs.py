@@ -64,23 +64,23 @@ REFERENCE: Final = "avx2"
 COSTS: Final[Mapping[str, Costs]] = {
     "avx2": Costs(
         dense={
-            "conv": Line(5.0, 24.0, 50.0, 50.0),
-            "pointwise": Line(5.0, 32.0, 50.0, 50.0),
-            "depthwise": Line(5.0, 60.0, 50.0, 50.0),
-            "product": Line(5.0, 35.0, 50.0, 50.0),
+            "conv": Line(0.0, 27.9, 144.3, 0.0),
+            "pointwise": Line(0.0, 25.5, 3.0, 20.0),
+            "depthwise": Line(29.7, 47.9, 5.3, 0.0),
+            "product": Line(44.5, 29.1, 0.0, 0.0),
         },
         single={
-            "conv": Line(5.0, 55.0, 300.0, 200.0),
-            "pointwise": Line(5.0, 80.0, 200.0, 100.0),
-            "depthwise": Line(5.0, 60.0, 600.0, 600.0),
-            "product": Line(5.0, 70.0, 600.0, 600.0),
+            "conv": Line(3.3, 69.9, 0.0, 489.6),
+            "pointwise": Line(20.9, 54.2, 78.6, 30.9),
+            "depthwise": Line(189.7, 90.9, 0.0, 146.0),
+            "product": Line(41.1, 70.6, 0.0, 0.0),
         },
         quad={
-            "conv": Line(5.0, 38.0, 300.0, 200.0),
-            "pointwise": Line(5.0, 40.0, 200.0, 100.0),
-            "depthwise": Line(5.0, 60.0, 600.0, 600.0),
-            "product": Line(5.0, 40.0, 600.0, 600.0),
+            "conv": Line(7.7, 45.4, 124.6, 383.7),
+            "pointwise": Line(6.4, 40.4, 137.8, 15.8),
+            "depthwise": Line(189.7, 90.9, 0.0, 146.0),
+            "product": Line(14.6, 47.7, 0.0, 0.0),
         },
-        reorder=500.0,
+        reorder=423.5,
     ),
 }

@@ -23,7 +23,7 @@ struct Operator {
   Activation activation;
 };
 
-constexpr std::int64_t kMostPad = 4096, kMostStep = 1 << 20;
+constexpr std::int64_t kMostPad = 1024, kMostStep = 1 << 20;
 constexpr std::size_t kPlans = 8;  // input shapes remembered per layer
 
 // The last few plans, by the shape that they were made for; shared so that a running call keeps its own.

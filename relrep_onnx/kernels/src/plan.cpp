@@ -1,6 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <unordered_map>
 #include <utility>
 
 namespace relrep {
@@ -10,6 +11,7 @@ constexpr std::int64_t kCacheBytes = 28 * 1024;  // of a packed block: the first
 constexpr double kChunkCycles = 30000;           // about 10 microseconds: what is worth a thread's while
 constexpr std::int64_t kMostChunks = 32;
 constexpr double kMostPacking = 0.1;  // share of the time that may go into packing a tile again for each part of its units
+constexpr std::int64_t kMostPacked = 1 << 26;  // floats; a kernel that reaches so far is no layer but an attack
 constexpr std::int64_t kWidest = 160;  // a row of outputs up to which a tile takes whole rows
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -91,6 +93,23 @@ struct Chooser {
   }
 };
 
+// Which phases (position modulo stride) the kernel's positions along one axis have, and the number of each position's phase.
+struct AxisPhases {
+  std::vector<std::int32_t> phases;
+  std::vector<std::int64_t> number;
+};
+
+AxisPhases axis_phases(std::int64_t kernel, std::int64_t dilation, std::int64_t stride) {
+  AxisPhases axis;
+  std::unordered_map<std::int64_t, std::int64_t> known;
+  for (std::int64_t k = 0; k < kernel; ++k) {
+    const auto [at, fresh] = known.emplace(k * dilation % stride, static_cast<std::int64_t>(axis.phases.size()));
+    if (fresh) axis.phases.push_back(static_cast<std::int32_t>(at->first));
+    axis.number.push_back(at->second);
+  }
+  return axis;
+}
+
 std::int64_t chunks_for(double cycles) {
   return std::clamp<std::int64_t>(static_cast<std::int64_t>(cycles / kChunkCycles), 1, kMostChunks);
 }
@@ -110,18 +129,14 @@ ConvShape flattened(ConvShape s) {
 
 void plan_convolution(const Weights& weights, ConvShape given, const Epilogue& epilogue, const Core& core, OwnedConvPlan& out) {
   const ConvShape shape = flattened(given);
-  // The phases of the stride that some kernel position falls into, numbered.
-  std::vector<std::int32_t> number(static_cast<std::size_t>(shape.kernel_h * shape.kernel_w));
+  // The planes are the phases of the stride that some kernel position falls into, along each axis.
+  const AxisPhases down = axis_phases(shape.kernel_h, shape.dilation_h, shape.stride_h);
+  const AxisPhases across = axis_phases(shape.kernel_w, shape.dilation_w, shape.stride_w);
+  const std::int64_t wide = static_cast<std::int64_t>(across.phases.size());
+  checked_product({static_cast<std::int64_t>(down.phases.size()), wide}, "the phases of the stride");
   out.phases.clear();
-  for (std::int64_t ky = 0; ky < shape.kernel_h; ++ky)
-    for (std::int64_t kx = 0; kx < shape.kernel_w; ++kx) {
-      const std::int32_t y = static_cast<std::int32_t>(ky * shape.dilation_h % shape.stride_h);
-      const std::int32_t x = static_cast<std::int32_t>(kx * shape.dilation_w % shape.stride_w);
-      std::size_t f = 0;
-      while (f < out.phases.size() / 2 && (out.phases[2 * f] != y || out.phases[2 * f + 1] != x)) ++f;
-      if (f == out.phases.size() / 2) out.phases.insert(out.phases.end(), {y, x});
-      number[static_cast<std::size_t>(ky * shape.kernel_w + kx)] = static_cast<std::int32_t>(f);
-    }
+  for (const std::int32_t y : down.phases)
+    for (const std::int32_t x : across.phases) out.phases.insert(out.phases.end(), {y, x});
   Chooser chooser{weights,
                   shape,
                   core,
@@ -131,7 +146,7 @@ void plan_convolution(const Weights& weights, ConvShape given, const Epilogue& e
   chooser.run();
   Tiling tiling = chooser.best;
   const std::int64_t packed = tiling.block * tiling.phases * tiling.plane_h * tiling.plane_w;
-  if (packed > INT32_MAX / 8)
+  if (packed > kMostPacked)
     throw Refusal("the kernel reaches over " + std::to_string(tiling.plane_h) + " x " + std::to_string(tiling.plane_w) +
                   " inputs at a time, which is too much");
   const std::int64_t tiles = shape.batch * shape.groups * tiling.tiles_y * tiling.tiles_x;
@@ -147,7 +162,8 @@ void plan_convolution(const Weights& weights, ConvShape given, const Epilogue& e
     const std::int64_t inside = channel % tiling.block;
     std::int64_t floats = inside * shape.height * shape.width;
     if (!tiling.direct) {
-      const std::int64_t plane = inside * tiling.phases + number[static_cast<std::size_t>(ky * shape.kernel_w + kx)];
+      const std::int64_t phase = down.number[static_cast<std::size_t>(ky)] * wide + across.number[static_cast<std::size_t>(kx)];
+      const std::int64_t plane = inside * tiling.phases + phase;
       floats = (plane * tiling.plane_h + ky * shape.dilation_h / shape.stride_h) * tiling.plane_w +
                kx * shape.dilation_w / shape.stride_w;
     }
