@@ -106,7 +106,7 @@ def plan(
 ) -> tuple[Choice, ...]:
     """What `to_sparse_ort` would do with each layer that could be sparse; errors as there.
 
-    `caution` multiplies what the sparse layers are predicted to take before the choice; the predictions given back stay as they are.
+    `caution` multiplies what the sparse layers are predicted to take before the choice, not the predictions given back.
     """
     return _prepared(model, instruction_set, input_shapes or {}, None, caution)[2]
 

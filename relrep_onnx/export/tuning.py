@@ -1,7 +1,7 @@
 """Choosing the sparse layers by the clock: whole files are timed side by side on this machine, and the fastest one wins.
 
-The costs' predictions of the sparse kernels are scaled by a few factors; each gives a set of layers, from bold to careful.  Only whole
-networks are timed, since a layer alone hides what its neighbours pay for another layout.
+The costs' predictions of the sparse kernels are scaled by a few factors; each gives a set of layers, from bold to careful.  Only
+whole networks are timed, since a layer alone hides what its neighbours pay for another layout.
 """
 
 from __future__ import annotations
