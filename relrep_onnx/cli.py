@@ -15,6 +15,9 @@ import relrep_onnx
 from relrep_onnx import graph as graphs
 from relrep_onnx import report
 from relrep_onnx.allocate import ALLOCATORS, AUTO
+from relrep_onnx.benchmark import BenchmarkResult, Plan
+from relrep_onnx.benchmark import benchmark as run_benchmark
+from relrep_onnx.benchmark import require_same as check_same
 from relrep_onnx.config import DEFAULT_EPOCHS, EFFORTS, Config
 from relrep_onnx.distill import outlook
 from relrep_onnx.estimate import estimate
@@ -37,6 +40,7 @@ from relrep_onnx.options import (
     RUN_OPTIONS,
     SELECT_OPTIONS,
     NamedValue,
+    Numbers,
     OutputFile,
     setting,
 )
@@ -47,7 +51,7 @@ from relrep_onnx.pipeline import optimize as run_optimize
 from relrep_onnx.pipeline import refine as run_refine
 from relrep_onnx.progress import shown_progress
 from relrep_onnx.results import Analysis, Refined, exports_to_json, to_json
-from relrep_onnx.runtime import mobile_usability
+from relrep_onnx.runtime import RuntimeOptions, mobile_usability
 from relrep_onnx.types import ConfigError, RelRepError, Selection, VerificationError
 from relrep_onnx.verify import Fidelity, check_gates
 
@@ -358,6 +362,44 @@ def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet:
     check_gates(fidelity, None, gates)
 
 
+@main.command()
+@click.argument("models", type=MODEL, nargs=-1, required=True, metavar="DENSE SPARSE...")
+@click.option("--batch", type=Numbers(int), default="1", show_default=True, help="Batch sizes, where the model leaves it open.")
+@click.option(
+    "--threads", type=Numbers(int), default="1", show_default=True, help="Numbers of threads; 0 leaves it to ONNX Runtime."
+)
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Each round runs every model once.")
+@click.option("--profile", is_flag=True, help="Also show the time of every node.")
+@click.option(
+    "--require-same", type=click.FloatRange(0), metavar="ERR", help="Gate: largest relative L2 difference of the outputs."
+)
+@INPUT_SHAPE
+@setting("--seed", type=click.IntRange(0), help="Seed of the random inputs.")
+@JSON_OPTION
+@QUIET_OPTION
+def benchmark(
+    models: tuple[Path, ...],
+    batch: tuple[int, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    profile: bool,
+    require_same: float | None,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    **_: Any,
+) -> None:
+    """Time models side by side, the first as reference, with the sparse kernels loaded: interleaved runs on random inputs."""
+    plan = Plan(threads, batch, rounds, profile, _config(None).input_shape, seed)
+    with shown_progress(quiet) as progress:
+        settings = run_benchmark(models, plan, RuntimeOptions(), progress)
+    _write_json(BenchmarkResult(settings), json_path)
+    if not quiet:
+        report.console_for().print(report.render_benchmark(settings))
+    if require_same is not None:
+        check_same(settings, require_same)
+
+
 def _config(path: Path | None, preset: Mapping[str, Any] | None = None) -> Config:
     """The configuration file, a preset on top, and what was said on the command line on top of both."""
     context = click.get_current_context()
@@ -385,7 +427,7 @@ def _target(model: Path, output: Path | None, option: Path | None, in_place: boo
     return model if in_place else target
 
 
-def _write_json(result: Analysis | Fidelity | Refined, path: Path | None) -> None:
+def _write_json(result: Analysis | BenchmarkResult | Fidelity | Refined, path: Path | None) -> None:
     if path is not None:
         _write_text(path, to_json(result) + "\n")
 

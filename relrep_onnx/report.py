@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from relrep_onnx.benchmark import Setting
 from relrep_onnx.distill import Outlook
 from relrep_onnx.export import Exported
 from relrep_onnx.inspection import Inspection
@@ -241,6 +242,35 @@ def render_fidelity(fidelity: Fidelity) -> Table:
         worst = f"{o.worst_relative_l2:.4g} (#{o.worst_sample})"
         table.add_row(_name(o.output), f"{o.relative_l2:.4g}", f"{o.cosine:.5f}", worst, agreement)
     return table
+
+
+def render_benchmark(settings: Iterable[Setting]) -> RenderableType:
+    """The table of `benchmark` for every setting, the profiles where there are some, and a line of verdict each."""
+    parts: list[RenderableType] = []
+    for setting in settings:
+        table = _table("model", "ms (quartiles)", "faster (quartiles)", "output error", numbers=3)
+        for t in setting.timings:
+            spent = f"{t.milliseconds:.3f} ({t.quartiles[0]:.3f}-{t.quartiles[1]:.3f})"
+            faster = f"{t.ratio:.2f}x ({t.ratio_quartiles[0]:.2f}-{t.ratio_quartiles[1]:.2f})"
+            table.add_row(_name(t.model), spent, faster, f"{t.error:.3g}")
+        threads = f"{setting.threads} thread{'s' if setting.threads != 1 else ''}" if setting.threads else "all threads"
+        parts += [Text(f"{threads}, batch {setting.batch}", style="bold"), table]
+        for model, nodes in setting.profiles.items():
+            inner = _table("node", "op", "microseconds", numbers=1)
+            for n in nodes:
+                inner.add_row(_name(n.node), _name(n.op), f"{n.microseconds:.1f}")
+            parts += ["", Text(clean(model), style="bold"), inner]
+        parts += [Text(speed_verdict(setting)), ""]
+    return Group(*parts)
+
+
+def speed_verdict(setting: Setting) -> str:
+    """One line: the fastest model, and whether the spread leaves that open."""
+    best = max(setting.timings, key=lambda timing: timing.ratio)
+    if best is setting.timings[0]:
+        return "no model is faster than the first"
+    sure = "" if best.ratio_quartiles[0] > 1 else ", but a quarter of the rounds or more say it is not"
+    return f"{clean(best.model)} is {best.ratio:.2f}x as fast as the first model{sure}"
 
 
 def _layer_table(layers: Iterable[LayerReport], *, allocated: bool) -> Table:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto
 
+from relrep_onnx.benchmark import BenchmarkResult
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
@@ -202,7 +203,7 @@ def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mappin
     )
 
 
-def to_json(value: Analysis | Fidelity | Refined) -> str:
+def to_json(value: Analysis | BenchmarkResult | Fidelity | Refined) -> str:
     """The result as JSON with a schema version; numbers that are not finite become null."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
 

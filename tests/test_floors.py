@@ -12,8 +12,10 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
-    **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment", "graph", "runtime", "cache", "checkpoint"), 1),
-    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient", "deployment"), 2),
+    **dict.fromkeys(
+        ("moments", "masks", "swaps", "patches", "adam", "augment", "graph", "runtime", "cache", "checkpoint", "kernels"), 1
+    ),
+    **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient", "deployment", "benchmark"), 2),
     **dict.fromkeys(("config", "repair", "distill", "export"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
     **dict.fromkeys(("job", "refinement"), 5),
@@ -36,7 +38,8 @@ LIBRARIES: Final = {
     "onnxruntime": {"runtime", "export"},
     # In runtime, damage, steps, search and job as the type that they pass on, and for its version.
     "onnx": {
-        *("graph", "gradient", "distill", "data", "results", "steps", "search", "runtime", "damage", "job", "export", "exporting")
+        *("graph", "gradient", "kernels", "distill", "data", "results", "steps", "search", "runtime", "damage", "job"),
+        *("export", "exporting"),
     },
 }
 NUMERIC: Final = {"moments", "masks", "swaps", "patches", "adam", "augment", "reconstruct", "repair", "score", "allocate"}
@@ -96,7 +99,7 @@ def test_imports_go_down(module: str) -> None:
             assert FLOORS[room(target)] < FLOORS[room(module)], f"{module} imports {target}"
 
 
-@pytest.mark.parametrize("folder", ["graph", "data", "export"])
+@pytest.mark.parametrize("folder", ["graph", "data", "export", "kernels"])
 def test_no_circles_inside_a_folder(folder: str) -> None:
     waiting = {m: {n for n in neighbours(m) if room(n) == folder} - {m} for m in MODULES if room(m) == folder}
     assert len(waiting) > 1

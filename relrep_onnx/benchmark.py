@@ -1,0 +1,178 @@
+"""How long models take, side by side: every round runs each of them once, so that whatever else the machine does meets them all.
+
+A ratio is the median over the rounds of (first model's time / this model's time), which is steadier than the ratio of medians.
+Random inputs; how far the outputs are from the first model's is the relative L2 error over all outputs.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from relrep_onnx import kernels
+from relrep_onnx.runtime import RuntimeOptions, Session
+from relrep_onnx.types import Array, ConfigError, Feeds, ModelError, Progress, TensorInfo, VerificationError
+
+WARM_UP = 3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model under one setting: median and quartiles in milliseconds, ratio to the first model and its quartiles."""
+
+    model: str
+    milliseconds: float
+    quartiles: tuple[float, float]
+    ratio: float
+    ratio_quartiles: tuple[float, float]
+    error: float
+
+
+@dataclass(frozen=True)
+class NodeTime:
+    """Median microseconds of one node; fused nodes carry the runtime's own names."""
+
+    node: str
+    op: str
+    microseconds: float
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All models with one number of threads and one batch size; profiles by model where asked for."""
+
+    threads: int
+    batch: int
+    timings: tuple[Timing, ...]
+    profiles: Mapping[str, tuple[NodeTime, ...]]
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Everything `benchmark` measured."""
+
+    settings: tuple[Setting, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure; `shapes` fix inputs that the model leaves open beyond the batch."""
+
+    threads: tuple[int, ...] = (1,)
+    batches: tuple[int, ...] = (1,)
+    rounds: int = 30
+    profile: bool = False
+    shapes: Mapping[str, tuple[int, ...]] | None = None
+    seed: int = 0
+
+
+def benchmark(models: Sequence[Path], plan: Plan, options: RuntimeOptions, progress: Progress) -> tuple[Setting, ...]:
+    """Measures all models under every setting; the sparse kernels are loaded where they were built.
+
+    Raises:
+        ConfigError: no rounds, or an input whose shape is not known.
+        ModelError: a model cannot be loaded, or has other inputs or outputs than the first.
+    """
+    if plan.rounds < 1:
+        raise ConfigError(f"--rounds is {plan.rounds}; give at least 1")
+    if options.custom_op_library is None and kernels.available():
+        options = replace(options, custom_op_library=str(kernels.library_path()))
+    settings = [(threads, batch) for threads in plan.threads for batch in plan.batches]
+    found = []
+    for number, (threads, batch) in enumerate(settings):
+        progress("benchmark", number, len(settings))
+        found.append(_measure(models, plan, replace(options, threads=threads), batch))
+    progress("benchmark", len(settings), len(settings))
+    return tuple(found)
+
+
+def require_same(settings: Sequence[Setting], most: float) -> None:
+    """Refuses models whose outputs are farther from the first one's than `most`.
+
+    Raises:
+        VerificationError: naming the worst model and its error.
+    """
+    worst = max((timing for setting in settings for timing in setting.timings), key=lambda timing: timing.error)
+    if not worst.error <= most:
+        raise VerificationError(f"the outputs of {worst.model!r} differ by {worst.error:.3g} (relative L2), more than {most:.3g}")
+
+
+def _measure(models: Sequence[Path], plan: Plan, options: RuntimeOptions, batch: int) -> Setting:
+    sessions = [Session(path, options, what=repr(str(path))) for path in models]
+    signatures = [([(i.name, i.type) for i in s.inputs], [o.name for o in s.outputs]) for s in sessions]
+    for path, signature in zip(models, signatures, strict=True):
+        if signature != signatures[0]:
+            raise ModelError(
+                f"{str(path)!r} has other inputs or outputs than {str(models[0])!r}; compare models of one interface"
+            )
+    feeds = random_feeds(sessions[0].inputs, batch, plan.shapes or {}, plan.seed)
+    outputs = [session.run(feeds) for session in sessions]
+    times = interleaved(sessions, feeds, plan.rounds)
+    ratios = times[0] / times
+    timings = []
+    for index, path in enumerate(models):
+        low, middle, high = np.percentile(times[index] * 1e3, [25, 50, 75])
+        ratio_low, ratio, ratio_high = np.percentile(ratios[index], [25, 50, 75])
+        error = relative_error(outputs[index], outputs[0])
+        timings.append(
+            Timing(
+                str(path), float(middle), (float(low), float(high)), float(ratio), (float(ratio_low), float(ratio_high)), error
+            )
+        )
+    profiles = {str(path): _profile(path, options, feeds) for path in models} if plan.profile else {}
+    return Setting(options.threads, batch, tuple(timings), profiles)
+
+
+def interleaved(sessions: Sequence[Session], feeds: Feeds, rounds: int) -> Array:
+    """Seconds of each run, float64[sessions, rounds], after a few rounds that do not count."""
+    times = np.zeros((len(sessions), rounds))
+    for round_ in range(-WARM_UP, rounds):
+        for index, session in enumerate(sessions):
+            started = time.perf_counter()
+            session.run(feeds)
+            if round_ >= 0:
+                times[index, round_] = time.perf_counter() - started
+    return times
+
+
+def relative_error(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> float:
+    """|y - r| / |r| over all outputs together; 0 where both are empty or zero."""
+    pairs = [(outputs[name].astype(np.float64), value.astype(np.float64)) for name, value in reference.items()]
+    if any(a.shape != b.shape for a, b in pairs):
+        return float("inf")
+    off = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
+    size = sum(float(np.sum(b**2)) for _, b in pairs)
+    return float(np.sqrt(off / size)) if size > 0 else float("inf") if off > 0 else 0.0
+
+
+def random_feeds(inputs: Sequence[TensorInfo], batch: int, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
+    """Standard normal inputs, zeros for integers; an open first dimension is the batch.
+
+    Raises:
+        ConfigError: another dimension is open, or the dtype is not numeric.
+    """
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for info in inputs:
+        shape = [size if isinstance(size, int) else None for size in shapes.get(info.name, info.shape)]
+        if shape and not isinstance(info.shape[0], int):
+            shape[0] = batch
+        if None in shape or info.dtype is None:
+            raise ConfigError(f"the input {info.name!r} is {info.type}{list(info.shape)}; give --input-shape {info.name}:1,...")
+        sizes = [size for size in shape if size is not None]
+        floating = np.issubdtype(info.dtype, np.floating)
+        feeds[info.name] = rng.standard_normal(sizes).astype(info.dtype) if floating else np.zeros(sizes, info.dtype)
+    return feeds
+
+
+def _profile(path: Path, options: RuntimeOptions, feeds: Feeds) -> tuple[NodeTime, ...]:
+    with tempfile.TemporaryDirectory(prefix="relrep-") as folder:
+        session = Session(path, options, what=repr(str(path)), profile=Path(folder) / "profile")
+        for _ in range(2 * WARM_UP):
+            session.run(feeds)
+        return tuple(NodeTime(name, op, spent) for name, (op, spent) in session.end_profile().items())

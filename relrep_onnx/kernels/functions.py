@@ -1,0 +1,109 @@
+"""The operators of the kernels as functions of standard ONNX operators, and weights as these operators store them.
+
+    positions = CumSum(Cast(gaps));   W = Reshape(ScatterElements(zeros, positions, values), weight_shape)
+    SparseConv[Add][Relu|Clip] = Conv(X, W, bias) [+ residual] [Relu | Clip]
+    SparseGemm[Add][Relu|Clip] = X W^T + bias     [+ residual] [Relu | Clip]
+
+A runtime that has the kernels runs them; one that does not inlines the function and folds the weight into a dense constant.
+Positions count in the row-major weight; `gaps` are the distances between neighbours, the first from 0, in one byte each: a longer
+distance is bridged by entries of gap 255 and value 0.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import numpy as np
+from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
+
+from relrep_onnx.types import Array
+
+DOMAIN: Final = "relrep"
+OPSET: Final = 17
+"""The opset that the functions' bodies are written in; the same operators mean the same up to today's."""
+
+Family = Literal["SparseConv", "SparseGemm"]
+Activation = Literal["", "Relu", "Clip"]
+WIDEST: Final = 255
+WINDOW: Final = ("strides", "pads", "dilations", "group")
+
+
+def encode(weight: Array) -> tuple[Array, Array]:
+    """The nonzeros of a weight: values float32[n] and gaps uint8[n], n at least 1."""
+    flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
+    positions = np.flatnonzero(flat)
+    if positions.size == 0:
+        return np.zeros(1, np.float32), np.zeros(1, np.uint8)
+    gaps = np.diff(positions, prepend=0)
+    bridges = np.maximum(gaps - 1, 0) // WIDEST
+    places = np.arange(positions.size) + np.cumsum(bridges)
+    values = np.zeros(positions.size + int(bridges.sum()), np.float32)
+    encoded = np.full(values.size, WIDEST, np.uint8)
+    values[places] = flat[positions]
+    encoded[places] = gaps - WIDEST * bridges
+    return values, encoded
+
+
+def decode(values: Array, gaps: Array, shape: tuple[int, ...]) -> Array:
+    """The inverse of `encode`: float32 of the given shape."""
+    flat = np.zeros(int(np.prod(shape)), np.float32)
+    flat[np.cumsum(gaps.astype(np.int64))] = values
+    return flat.reshape(shape)
+
+
+def operator_name(family: Family, *, adds: bool, activation: Activation) -> str:
+    """The operator's name, such as SparseConvAddRelu."""
+    return f"{family}{'Add' if adds else ''}{activation}"
+
+
+def function(family: Family, opset: int, *, adds: bool, activation: Activation) -> FunctionProto:
+    """The exact dense computation of one operator."""
+    inputs = ["X", "values", "gaps", "bias", *(["residual"] if adds else [])]
+    nodes = [
+        _constant("shape", "value_ints", "weight_shape", AttributeProto.INTS),
+        helper.make_node("Constant", [], ["axis"], value_int=0),
+        helper.make_node("Constant", [], ["flat"], value_ints=[-1]),
+        helper.make_node("ConstantOfShape", ["shape"], ["empty"], value=helper.make_tensor("", TensorProto.FLOAT, [1], [0.0])),
+        helper.make_node("Reshape", ["empty", "flat"], ["zeros"]),
+        helper.make_node("Cast", ["gaps"], ["steps"], to=TensorProto.INT64),
+        helper.make_node("CumSum", ["steps", "axis"], ["positions"]),
+        helper.make_node("ScatterElements", ["zeros", "positions", "values"], ["scattered"]),
+        helper.make_node("Reshape", ["scattered", "shape"], ["weight"]),
+    ]
+    names = ["weight_shape"]
+    if family == "SparseConv":
+        conv = helper.make_node("Conv", ["X", "weight", "bias"], ["product"])
+        conv.attribute.extend(_reference(n, n, AttributeProto.INT if n == "group" else AttributeProto.INTS) for n in WINDOW)
+        nodes.append(conv)
+        names.extend(WINDOW)
+    else:
+        nodes += [
+            helper.make_node("Transpose", ["weight"], ["columns"], perm=[1, 0]),
+            helper.make_node("MatMul", ["X", "columns"], ["unbiased"]),
+            helper.make_node("Add", ["unbiased", "bias"], ["product"]),
+        ]
+    last = "product"
+    if adds:
+        nodes.append(helper.make_node("Add", [last, "residual"], ["sum"]))
+        last = "sum"
+    if activation == "Clip":
+        names += ["min", "max"]
+        nodes += [_constant(name, "value_float", name, AttributeProto.FLOAT) for name in ("min", "max")]
+    if activation:
+        bounds = ["min", "max"] if activation == "Clip" else []
+        nodes.append(helper.make_node(activation, [last, *bounds], ["Y"]))
+    else:
+        nodes[-1].output[0] = "Y"
+    name = operator_name(family, adds=adds, activation=activation)
+    return helper.make_function(DOMAIN, name, inputs, ["Y"], nodes, [helper.make_opsetid("", opset)], names)
+
+
+def _reference(name: str, to: str, kind: AttributeProto.AttributeType) -> AttributeProto:
+    """An attribute whose value is an attribute of the function."""
+    return AttributeProto(name=name, ref_attr_name=to, type=kind)
+
+
+def _constant(output: str, name: str, to: str, kind: AttributeProto.AttributeType) -> NodeProto:
+    node = helper.make_node("Constant", [], [output])
+    node.attribute.append(_reference(name, to, kind))
+    return node

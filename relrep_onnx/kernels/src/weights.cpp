@@ -1,0 +1,91 @@
+#include "weights.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace relrep {
+namespace {
+
+// Quads pay although up to this share of their weights are zeros in between: a multiply-add in a quad costs about that much less.
+constexpr double kQuadFill = 1.33;
+
+struct Entry {
+  std::int32_t row, column;
+  float weight;
+};
+
+std::vector<Entry> decode(const float* values, const std::uint8_t* gaps, std::int64_t count, std::int64_t size,
+                          std::int64_t cols) {
+  std::vector<Entry> entries;
+  entries.reserve(static_cast<std::size_t>(count));
+  std::int64_t position = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    if (i > 0 && gaps[i] == 0) throw Refusal("positions: entry " + std::to_string(i) + " lies where the one before it does");
+    position += gaps[i];
+    if (position >= size)
+      throw Refusal("positions: entry " + std::to_string(i) + " is at " + std::to_string(position) + ", the weight has " +
+                    std::to_string(size) + " elements");
+    if (!std::isfinite(values[i])) throw Refusal("values: entry " + std::to_string(i) + " is not finite");
+    if (values[i] != 0.0f)
+      entries.push_back({static_cast<std::int32_t>(position / cols), static_cast<std::int32_t>(position % cols), values[i]});
+  }
+  return entries;
+}
+
+// Cells of four rows each, or nothing where these share too few columns.
+std::vector<Cell> as_quads(const std::vector<Entry>& entries, std::int64_t cols) {
+  std::vector<Cell> cells;
+  std::vector<std::int32_t> place(static_cast<std::size_t>(cols), -1);
+  const double most = kQuadFill * static_cast<double>(entries.size()) / 4;
+  for (std::size_t i = 0; i < entries.size();) {
+    const std::int32_t unit = entries[i].row / 4;
+    const std::size_t begin = cells.size();
+    for (; i < entries.size() && entries[i].row / 4 == unit; ++i) {
+      std::int32_t& at = place[static_cast<std::size_t>(entries[i].column)];
+      if (at < 0) {
+        at = static_cast<std::int32_t>(cells.size());
+        cells.push_back({unit, entries[i].column, {0, 0, 0, 0}});
+        if (static_cast<double>(cells.size()) > most) return {};
+      }
+      cells[static_cast<std::size_t>(at)].weight[entries[i].row % 4] = entries[i].weight;
+    }
+    std::sort(cells.begin() + static_cast<std::ptrdiff_t>(begin), cells.end(),
+              [](const Cell& a, const Cell& b) { return a.column < b.column; });
+    for (std::size_t c = begin; c < cells.size(); ++c) place[static_cast<std::size_t>(cells[c].column)] = -1;
+  }
+  return cells;
+}
+
+}  // namespace
+
+std::string describe(const std::vector<std::int64_t>& sizes) {
+  std::string text;
+  for (const std::int64_t size : sizes) text += (text.empty() ? "" : " x ") + std::to_string(size);
+  return text;
+}
+
+std::int64_t checked_product(const std::vector<std::int64_t>& sizes, const char* what) {
+  std::int64_t product = 1;
+  for (const std::int64_t size : sizes) {
+    if (size < 1 || size > INT32_MAX || (product *= size) > INT32_MAX)
+      throw Refusal(std::string(what) + " is " + describe(sizes) + "; every size must be at least 1 and all together below 2^31");
+  }
+  return product;
+}
+
+Weights read_weights(const float* values, const std::uint8_t* gaps, std::int64_t count, std::int64_t rows, std::int64_t cols,
+                     std::int64_t groups) {
+  const std::vector<Entry> entries = decode(values, gaps, count, rows * cols, cols);
+  Weights w;
+  w.groups = groups;
+  w.rows = rows;
+  w.cols = cols;
+  if (rows / groups % 4 == 0) w.cells = as_quads(entries, cols);
+  w.quads = !w.cells.empty();
+  w.units = rows / groups / (w.quads ? 4 : 1);
+  if (!w.quads)
+    for (const Entry& entry : entries) w.cells.push_back({entry.row, entry.column, {entry.weight, 0, 0, 0}});
+  return w;
+}
+
+}  // namespace relrep
