@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from click.core import ParameterSource
+from rich.console import RenderableType
 
 import relrep_onnx
 from relrep_onnx import graph as graphs
@@ -238,10 +239,7 @@ def optimize(
         )
     _write_json(result, json_path)
     if not quiet:
-        console = report.console_for()
-        console.print(report.render_result(result))
-        written = ", ".join(e.output for e in result.exports) or str(target)
-        console.print(f"wrote {report.clean(written)} in {result.seconds:.1f} s", style="bold", markup=False)
+        _show(report.render_result(result), ", ".join(e.output for e in result.exports) or str(target), result.seconds)
 
 
 @main.command()
@@ -333,9 +331,7 @@ def refine(
         )
     _write_json(result, json_path)
     if not quiet:
-        console = report.console_for()
-        console.print(report.render_refined(result))
-        console.print(f"wrote {report.clean(str(target))} in {result.seconds:.1f} s", style="bold", markup=False)
+        _show(report.render_refined(result), str(target), result.seconds)
 
 
 @main.command()
@@ -425,6 +421,13 @@ def _target(model: Path, output: Path | None, option: Path | None, in_place: boo
     if target is None and not in_place and not dry_run:
         raise ConfigError("give an OUTPUT file, or --in-place to replace the input")
     return model if in_place else target
+
+
+def _show(summary: RenderableType, written: str, seconds: float) -> None:
+    """The report of a run, and what it wrote."""
+    console = report.console_for()
+    console.print(summary)
+    console.print(f"wrote {report.clean(written)} in {seconds:.1f} s", style="bold", markup=False)
 
 
 def _write_json(result: Analysis | BenchmarkResult | Fidelity | Refined, path: Path | None) -> None:

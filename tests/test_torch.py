@@ -63,8 +63,8 @@ def transformer(width: int = 16, heads: int = 2, length: int = 5) -> ModelProto:
     return build(nodes, {"x": ("n", length, width)}, ["out"], tensors, opset=20, ir_version=9)
 
 
-def agree(dense: ModelProto, sparse: ModelProto, feeds: Feeds, selection: Selection, tolerance: float) -> None:
-    """Every gradient agrees norm-wise."""
+def gaps(dense: ModelProto, sparse: ModelProto, feeds: Feeds, selection: Selection) -> dict[str, float]:
+    """How far the loss and each gradient are from torch's, relative to the norm."""
     from tools.bench import torch_graph
 
     layers = find_layers(Graph(sparse), selection)[0]
@@ -87,23 +87,29 @@ def agree(dense: ModelProto, sparse: ModelProto, feeds: Feeds, selection: Select
     ]
     loss = torch.stack(parts).sum()
     loss.backward()
-    assert float(ours[built.loss]) == pytest.approx(loss.item(), rel=1e-4)
+    found = {"loss": abs(float(ours[built.loss]) / loss.item() - 1)}
     for name, gradient in zip(d.names, built.gradients, strict=True):
         expected = stored[name].grad.numpy()
-        gap = np.linalg.norm(ours[gradient] - expected) / max(float(np.linalg.norm(expected)), 1e-12)
-        assert gap < tolerance, (name, gap)
+        gap = float(np.linalg.norm(ours[gradient] - expected))
+        found[name] = gap / max(float(np.linalg.norm(expected)), 1e-12)
+    return found
+
+
+def within(found: dict[str, float], tolerance: float) -> bool:
+    """The loss to 1e-4, every gradient to the tolerance."""
+    return found.pop("loss") <= 1e-4 and max(found.values()) < tolerance
 
 
 def test_transformer_block() -> None:
     dense = transformer()
-    agree(dense, pruned(dense), feeds_of(dense, 6), Selection(min_size=1), 1e-4)
+    assert within(gaps(dense, pruned(dense), feeds_of(dense, 6), Selection(min_size=1)), 1e-4)
 
 
 def test_the_sample() -> None:
     dense = onnx.load(ROOT / "samples" / "fashion.onnx")
     with np.load(ROOT / "samples" / "fashion_calib.npz") as archive:
         x = archive["image"][:16].astype(np.float32).transpose(0, 3, 1, 2) / 255
-    agree(dense, pruned(dense), {"image": x}, Selection(min_size=1), 1e-3)
+    assert within(gaps(dense, pruned(dense), {"image": x}, Selection(min_size=1)), 1e-3)
 
 
 @pytest.mark.parametrize("name", ["resnet20_bn", "resnet20_dynamo18", "mlperf_tiny_resnet8"])
@@ -112,4 +118,4 @@ def test_residual_networks(name: str) -> None:
     if not path.exists():
         pytest.skip(f"{path} is not there")
     dense = onnx.load(path)
-    agree(dense, pruned(dense, 0.4), feeds_of(dense, 8), Selection(), 1e-3)
+    assert within(gaps(dense, pruned(dense, 0.4), feeds_of(dense, 8), Selection()), 1e-3)
