@@ -25,9 +25,9 @@ FLOORS: Final[dict[str, int]] = {
     "estimate": 9,
     "report": 10,
     "progress": 10,
-    "options": 10,
     "__init__": 11,
-    "cli": 12,
+    "commands": 12,
+    "cli": 13,
 }
 """A folder is one room; its own modules must import each other in an order without a circle."""
 
@@ -99,7 +99,7 @@ def test_imports_go_down(module: str) -> None:
             assert FLOORS[room(target)] < FLOORS[room(module)], f"{module} imports {target}"
 
 
-@pytest.mark.parametrize("folder", ["graph", "data", "export", "kernels"])
+@pytest.mark.parametrize("folder", ["graph", "data", "export", "kernels", "commands"])
 def test_no_circles_inside_a_folder(folder: str) -> None:
     waiting = {m: {n for n in neighbours(m) if room(n) == folder} - {m} for m in MODULES if room(m) == folder}
     assert len(waiting) > 1

@@ -1,0 +1,55 @@
+"""`benchmark`: models timed side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relrep_onnx import report
+from relrep_onnx.benchmark import BenchmarkResult, Plan
+from relrep_onnx.benchmark import benchmark as run_benchmark
+from relrep_onnx.benchmark import require_same as check_same
+from relrep_onnx.commands.common import config_of, write_json
+from relrep_onnx.commands.options import INPUT_SHAPE, JSON_OPTION, MODEL, QUIET_OPTION, Numbers, setting
+from relrep_onnx.progress import shown_progress
+from relrep_onnx.runtime import RuntimeOptions
+
+
+@click.command()
+@click.argument("models", type=MODEL, nargs=-1, required=True, metavar="DENSE SPARSE...")
+@click.option("--batch", type=Numbers(int), default="1", show_default=True, help="Batch sizes, where the model leaves it open.")
+@click.option(
+    "--threads", type=Numbers(int), default="1", show_default=True, help="Numbers of threads; 0 leaves it to ONNX Runtime."
+)
+@click.option("--rounds", type=click.IntRange(1), default=30, show_default=True, help="Each round runs every model once.")
+@click.option("--profile", is_flag=True, help="Also show the time of every node.")
+@click.option(
+    "--require-same", type=click.FloatRange(0), metavar="ERR", help="Gate: largest relative L2 difference of the outputs."
+)
+@INPUT_SHAPE
+@setting("--seed", type=click.IntRange(0), help="Seed of the random inputs.")
+@JSON_OPTION
+@QUIET_OPTION
+def benchmark(
+    models: tuple[Path, ...],
+    batch: tuple[int, ...],
+    threads: tuple[int, ...],
+    rounds: int,
+    profile: bool,
+    require_same: float | None,
+    seed: int,
+    json_path: Path | None,
+    quiet: bool,
+    **_: Any,
+) -> None:
+    """Time models side by side, the first as reference, with the sparse kernels loaded: interleaved runs on random inputs."""
+    plan = Plan(threads, batch, rounds, profile, config_of(None).input_shape, seed)
+    with shown_progress(quiet) as progress:
+        settings = run_benchmark(models, plan, RuntimeOptions(), progress)
+    write_json(BenchmarkResult(settings), json_path)
+    if not quiet:
+        report.console_for().print(report.render_benchmark(settings))
+    if require_same is not None:
+        check_same(settings, require_same)

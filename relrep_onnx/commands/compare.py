@@ -1,0 +1,38 @@
+"""`compare`: two models on the same samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relrep_onnx import report
+from relrep_onnx.commands.common import config_of, write_json
+from relrep_onnx.commands.options import DATA_OPTIONS, JSON_OPTION, MODEL, QUIET_OPTION, RANDOM_OPTIONS, RUN_OPTIONS, setting
+from relrep_onnx.pipeline import compare as run_compare
+from relrep_onnx.verify import check_gates
+
+
+@click.command()
+@click.argument("dense", type=MODEL)
+@click.argument("sparse", type=MODEL)
+@click.option("--data", required=True, metavar="DATA", help="Samples, in every form --calib takes.")
+@DATA_OPTIONS
+@RANDOM_OPTIONS
+@setting("--seed", type=click.IntRange(0), help="Seed of random data.")
+@RUN_OPTIONS
+@setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output.")
+@setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement.")
+@JSON_OPTION
+@QUIET_OPTION
+def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet: bool, **_: Any) -> None:
+    """Compare the outputs of SPARSE with those of DENSE on the same samples."""
+    config = config_of(None)
+    fidelity = run_compare(dense, sparse, data, config)
+    write_json(fidelity, json_path)
+    if not quiet:
+        report.console_for().print(report.render_fidelity(fidelity))
+    gates = config.as_gates()
+    gates.check_resolution(fidelity.samples)
+    check_gates(fidelity, None, gates)

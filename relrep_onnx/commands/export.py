@@ -1,0 +1,71 @@
+"""`export`: a model in forms for deployment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relrep_onnx import report
+from relrep_onnx.commands.common import config_of, write_text
+from relrep_onnx.commands.options import (
+    CONFIG_OPTION,
+    DATA_OPTIONS,
+    EXPORT_OPTIONS,
+    JSON_OPTION,
+    MODEL,
+    OUTPUT_OPTIONS,
+    QUIET_OPTION,
+    RANDOM_OPTIONS,
+    RUN_OPTIONS,
+    setting,
+)
+from relrep_onnx.pipeline import export_model
+from relrep_onnx.progress import shown_progress
+from relrep_onnx.results import exports_to_json
+from relrep_onnx.types import ConfigError
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@OUTPUT_OPTIONS
+@EXPORT_OPTIONS
+@click.option(
+    "--calib",
+    metavar="DATA",
+    help="Samples in every form optimize takes: int8 is calibrated on most of them, every export compared on the rest.  "
+    "[default: compared on random inputs]",
+)
+@click.option("--holdout", metavar="DATA", help="Samples to compare on.  [default: from the end of --calib]")
+@DATA_OPTIONS
+@RANDOM_OPTIONS
+@setting("--seed", type=click.IntRange(0), help="Seed of random data.")
+@RUN_OPTIONS
+@setting("--max-error", type=click.FloatRange(0), help="Largest relative L2 an export may move an output.  [default: by form]")
+@setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with MODEL.")
+@JSON_OPTION
+@CONFIG_OPTION
+@QUIET_OPTION
+def export(
+    model: Path,
+    output: Path | None,
+    output_option: Path | None,
+    calib: str | None,
+    holdout: str | None,
+    json_path: Path | None,
+    config_path: Path | None,
+    quiet: bool,
+    **_: Any,
+) -> None:
+    """Write MODEL to OUTPUT in a form for deployment, load it again, and compare the two before the file counts."""
+    config = config_of(config_path)
+    target = output or output_option
+    if target is None or (output is not None and output_option is not None):
+        raise ConfigError("give one OUTPUT")
+    with shown_progress(quiet) as progress:
+        exports = export_model(model, target, calib, config, holdout=holdout, progress=progress)
+    if json_path is not None:
+        write_text(json_path, exports_to_json(exports) + "\n")
+    if not quiet:
+        report.console_for().print(report.render_exports(exports, model.stat().st_size))

@@ -1,0 +1,37 @@
+"""`inspect`: a look at a model without data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relrep_onnx import graph as graphs
+from relrep_onnx import report
+from relrep_onnx.commands.common import config_of
+from relrep_onnx.commands.options import INPUT_SHAPE, MODEL, SELECT_OPTIONS
+from relrep_onnx.distill import outlook
+from relrep_onnx.inspection import inspect as inspect_model
+from relrep_onnx.runtime import mobile_usability
+from relrep_onnx.types import Selection
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@SELECT_OPTIONS
+@INPUT_SHAPE
+@click.option("--gradients", is_flag=True, help="Also list which layers can be refined, and what stops the gradients of others.")
+@click.option("--mobile", is_flag=True, help="Also ask ONNX Runtime's mobile usability checker (NNAPI, CoreML).")
+def inspect(model: Path, gradients: bool, mobile: bool, **_: Any) -> None:
+    """Show what can be pruned, what stays and why, and the MACs per layer."""
+    config = config_of(None)
+    inspection = inspect_model(model, Selection(config.min_size, config.nodes_to_exclude, config.op_types), config.input_shape)
+    console = report.console_for()
+    console.print(report.render_inspection(inspection))
+    if gradients:
+        console.print(report.render_outlook(outlook(graphs.load(model).model, [facts.layer for facts in inspection.layers])))
+    if mobile:
+        usable, lines = mobile_usability(model)
+        console.print("\nONNX Runtime Mobile: NNAPI or CoreML " + ("may help" if usable else "will not help"), style="bold")
+        console.print("\n".join(map(report.clean, lines)), markup=False)

@@ -1,0 +1,129 @@
+"""`optimize`: prune, repair, verify, save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relrep_onnx import report
+from relrep_onnx.allocate import ALLOCATORS, AUTO
+from relrep_onnx.commands.common import config_of, show, target_of, write_json, write_text
+from relrep_onnx.commands.options import (
+    CALIBRATE_OPTIONS,
+    CONFIG_OPTION,
+    EXPORT_OPTIONS,
+    FOR_OPTION,
+    GATE_OPTIONS,
+    JSON_OPTION,
+    METHOD_OPTIONS,
+    MODEL,
+    OUTPUT_OPTIONS,
+    QUIET_OPTION,
+    REFINE_OPTIONS,
+    SELECT_OPTIONS,
+    NamedValue,
+    OutputFile,
+    setting,
+)
+from relrep_onnx.config import EFFORTS
+from relrep_onnx.estimate import estimate
+from relrep_onnx.pipeline import optimize as run_optimize
+from relrep_onnx.progress import shown_progress
+from relrep_onnx.types import ConfigError
+
+
+@click.command()
+@click.argument("model", type=MODEL)
+@OUTPUT_OPTIONS
+@click.option("--in-place", is_flag=True, help="Replace the input file.")
+@CALIBRATE_OPTIONS
+@SELECT_OPTIONS
+@METHOD_OPTIONS
+@setting("--budget", type=click.Choice(["weights", "macs"]), help="What --sparsity counts.")
+@setting(
+    "--pattern",
+    metavar="PATTERN",
+    help="unstructured, N:M along input channels (2:4), or blocks RxC of output by input channels.",
+)
+@setting(
+    "--max-drop",
+    metavar="DROP",
+    help="Find the largest sparsity that drops less: 0.1 (relative L2 of the outputs), top1:5%, or eval:0.01 with --eval.",
+)
+@setting(
+    "--allocate", type=click.Choice([AUTO, *ALLOCATORS]), help="How the budget is spread over the layers; auto tries several."
+)
+@setting("--min-layer-sparsity", type=click.FloatRange(0, 1), help="Every layer gets at least this.")
+@setting("--max-layer-sparsity", type=click.FloatRange(0, 1), help="No layer gets more than this.")
+@setting(
+    "--layer-sparsity",
+    multiple=True,
+    type=NamedValue("=", click.FloatRange(0, 1), "NAME=0.3"),
+    help="Fixes the sparsity of one layer; repeatable.",
+)
+@setting("--refine", type=click.IntRange(0), metavar="EPOCHS", help="Then move all survivors together for so many epochs.")
+@REFINE_OPTIONS
+@click.option(
+    "--effort",
+    type=click.Choice(list(EFFORTS)),
+    help="Sets samples, repair and epochs together (docs/refinement.md); other options win.",
+)
+@GATE_OPTIONS
+@EXPORT_OPTIONS
+@FOR_OPTION
+@click.option("--dry-run", is_flag=True, help="Estimate time and memory, write nothing.")
+@JSON_OPTION
+@CONFIG_OPTION
+@click.option("--save-config", type=OutputFile(), help="Write the settings of this run as JSON.")
+@QUIET_OPTION
+def optimize(
+    model: Path,
+    output: Path | None,
+    output_option: Path | None,
+    in_place: bool,
+    calib: str,
+    holdout: str | None,
+    cache_dir: Path | None,
+    dry_run: bool,
+    json_path: Path | None,
+    config_path: Path | None,
+    save_config: Path | None,
+    checkpoint: Path | None,
+    effort: str | None,
+    quiet: bool,
+    **_: Any,
+) -> None:
+    """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT (a folder with several --to forms)."""
+    config = config_of(config_path, EFFORTS[effort] if effort else {})
+    if checkpoint is not None and not config.refine:
+        raise ConfigError("--resume is about refinement; give --refine EPOCHS too")
+    target = target_of(model, output, output_option, in_place, dry_run)
+    if dry_run and json_path is not None:
+        raise ConfigError("--json cannot apply to --dry-run: there is no result to write")
+    if save_config is not None:
+        write_text(save_config, config.to_json() + "\n")
+    if dry_run:
+        plan = estimate(model, calib, config, holdout=holdout)
+        spill = ", waiting activations partly on disk" if plan.spilled else ""
+        click.echo(
+            f"{plan.layers} layers, {plan.samples} calibration samples: about {plan.seconds:.0f} s and "
+            f"{plan.memory_bytes / 1e6:.0f} MB of memory{spill}; nothing was written"
+        )
+        return
+    with shown_progress(quiet) as progress:
+        result = run_optimize(
+            model,
+            target,
+            calib,
+            config,
+            holdout=holdout,
+            cache_dir=cache_dir,
+            in_place=in_place,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    write_json(result, json_path)
+    if not quiet:
+        show(report.render_result(result), ", ".join(e.output for e in result.exports) or str(target), result.seconds)

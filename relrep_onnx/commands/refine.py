@@ -1,0 +1,72 @@
+"""`refine`: all survivors moved together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from relrep_onnx import report
+from relrep_onnx.commands.common import config_of, show, target_of, write_json
+from relrep_onnx.commands.options import (
+    CALIBRATE_OPTIONS,
+    CONFIG_OPTION,
+    GATE_OPTIONS,
+    JSON_OPTION,
+    MODEL,
+    QUIET_OPTION,
+    REFINE_OPTIONS,
+    SELECT_OPTIONS,
+)
+from relrep_onnx.config import DEFAULT_EPOCHS
+from relrep_onnx.pipeline import refine as run_refine
+from relrep_onnx.progress import shown_progress
+
+
+@click.command()
+@click.argument("dense", type=MODEL)
+@click.argument("sparse", type=MODEL)
+@click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.option("--in-place", is_flag=True, help="Replace SPARSE.")
+@click.option("--epochs", "refine", type=click.IntRange(1), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
+@REFINE_OPTIONS
+@CALIBRATE_OPTIONS
+@SELECT_OPTIONS
+@GATE_OPTIONS
+@JSON_OPTION
+@CONFIG_OPTION
+@QUIET_OPTION
+def refine(
+    dense: Path,
+    sparse: Path,
+    output: Path | None,
+    in_place: bool,
+    calib: str,
+    holdout: str | None,
+    checkpoint: Path | None,
+    json_path: Path | None,
+    config_path: Path | None,
+    quiet: bool,
+    **_: Any,
+) -> None:
+    """Move all survivors of SPARSE together until it behaves like DENSE.
+
+    Zeros stay zeros.  Held-out samples decide which state goes to OUTPUT; where none is better, that is SPARSE itself.
+    """
+    target = target_of(sparse, output, None, in_place, False)
+    with shown_progress(quiet) as progress:
+        result = run_refine(
+            dense,
+            sparse,
+            target,
+            calib,
+            config_of(config_path),
+            holdout=holdout,
+            in_place=in_place,
+            checkpoint=checkpoint,
+            progress=progress,
+        )
+    write_json(result, json_path)
+    if not quiet:
+        show(report.render_refined(result), str(target), result.seconds)
