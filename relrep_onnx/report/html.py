@@ -63,7 +63,8 @@ def _tiles(table: Table) -> Markup:
     tiles = []
     for index in table.highlights:
         name, before, after, *_ = table.rows[index]
-        tiles.append(tag("div", tag("dt", name.text), tag("dd", after.text, class_="large"), tag("dd", f"before: {before.text}")))
+        start = None if before.value is None else tag("dd", f"before: {before.text}")
+        tiles.append(tag("div", tag("dt", name.text), tag("dd", after.text, class_="large"), start))
     return tag("dl", *tiles, class_="tiles")
 
 
@@ -108,8 +109,9 @@ def _table(table: Table) -> Markup:
     head = tag("tr", *(_head(column) for column in table.columns))
     rows = []
     for first, *cells in table.rows:
+        name = tag("th", first.text, scope="row", class_=_kind(table.columns[0]), data_value=first.value)
         inside = (_cell(cell, column) for cell, column in zip(cells, table.columns[1:], strict=True))
-        rows += [NEWLINE, tag("tr", tag("th", first.text, scope="row", data_value=first.value), *inside)]
+        rows += [NEWLINE, tag("tr", name, *inside)]
     inner = tag("table", tag("caption", table.caption), tag("thead", head), tag("tbody", *rows))
     meanings = [join(tag("dt", c.title), tag("dd", c.meaning)) for c in table.columns if c.meaning]
     return join(
@@ -119,10 +121,12 @@ def _table(table: Table) -> Markup:
 
 
 def _head(column: Column) -> Markup:
-    return tag(
-        "th", column.title or tag("span", "name", class_="hidden"), scope="col", class_="number" if column.number else None
-    )
+    return tag("th", column.title or tag("span", "name", class_="hidden"), scope="col", class_=_kind(column))
 
 
 def _cell(cell: Cell, column: Column) -> Markup:
-    return tag("td", cell.text, bar(cell), class_="number" if column.number else None, data_value=cell.value)
+    return tag("td", cell.text, bar(cell), class_=_kind(column), data_value=cell.value)
+
+
+def _kind(column: Column) -> str | None:
+    return "number" if column.number else None

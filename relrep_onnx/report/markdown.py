@@ -8,8 +8,10 @@ from typing import Final
 from relrep_onnx.report.document import Chart, Code, Document, Part, Sentences, Table
 from relrep_onnx.report.words import clean, clean_lines
 
-_SPECIAL: Final = re.compile(r"(^\d*)([-+=.)])|[\\`*_\[\]<>|~&#$]")
-"""What would be more than text: at the start of a line, or within."""
+_SPECIAL: Final = re.compile(r"[\\`*_\[\]<>|~&#$]")
+"""What would be more than text anywhere,"""
+_FIRST: Final = re.compile(r"^(\d*)([-+=.)])")
+"""and at the start of a line."""
 _LINK: Final = re.compile(r"(?i)\b(?:www(?=\.)|[a-z]+(?=://)|mailto(?=:)|xmpp(?=:))|@")
 """Where GitHub would make a link, or call a person."""
 
@@ -24,8 +26,12 @@ def markdown(document: Document) -> str:
 
 def plain(text: str) -> str:
     """Text that means itself; an empty comment keeps links apart."""
-    escaped = _SPECIAL.sub(lambda found: f"{found[1] or ''}\\{found[2] or found[0]}", clean(text).strip())
-    return _LINK.sub(r"\g<0><!-- -->", escaped)
+    return _LINK.sub(r"\g<0><!-- -->", _SPECIAL.sub(r"\\\g<0>", clean(text).strip()))
+
+
+def item(text: str) -> str:
+    """The same as an item of a list."""
+    return "- " + _FIRST.sub(r"\1\\\2", plain(text))
 
 
 def _part(part: Part) -> str:
@@ -33,7 +39,7 @@ def _part(part: Part) -> str:
         case Table():
             return _table(part)
         case Sentences():
-            return "\n".join(f"- {plain(line)}" for line in part.lines)
+            return "\n".join(map(item, part.lines))
         case Chart():
             return f"{plain(part.title)}: {plain(part.says)}"
         case Code():
@@ -47,5 +53,5 @@ def _table(table: Table) -> str:
         ["---:" if column.number else "---" for column in table.columns],
         *([plain(cell.text) for cell in cells] for cells in table.rows),
     ]
-    meanings = "".join(f"\n- {plain(c.title)}: {plain(c.meaning)}" for c in table.columns if c.meaning)
+    meanings = "".join(f"\n{item(f'{c.title}: {c.meaning}')}" for c in table.columns if c.meaning)
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows) + f"\n{meanings}" * bool(meanings)

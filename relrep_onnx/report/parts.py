@@ -249,8 +249,9 @@ def runtimes(reports: Sequence[LayerReport], pattern: str) -> Table:
     rows = []
     for name, runtime in RUNTIMES.items():
         layers = gaining(runtime, pattern, pruned)
-        rows.append(row(name, Cell(f"{layers} of {len(pruned)}", layers), words.gain(runtime, pattern), words.flags(runtime)))
-    columns = [*texts("runtime"), *numbers("layers that count"), *texts("what it gains", "export")]
+        share = Cell(f"{layers} of {len(pruned)}", layers)
+        rows.append(row(name, share, words.gain(runtime, pattern, layers), words.flags(runtime)))
+    columns = [*texts("runtime"), *numbers("layers that gain"), *texts("what it gains", "export")]
     return table(f"runtimes, and what the pattern {pattern} is worth there", columns, rows)
 
 

@@ -10,7 +10,10 @@ from relrep_onnx.report.document import Cell, Chart, Series
 from relrep_onnx.report.markup import Markup, tag
 
 WIDTH, HEIGHT = 520, 330
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 30, 44
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 30, 44
+
+SLACK: Final = 0.02
+"""Lines may leave the outermost ticks by this share of a step."""
 
 COLOURS: Final = ((28, 124, 213), (139, 99, 214), (208, 72, 130), (201, 92, 20))
 """From the first line to the last, RGB: all stand out from white and from black by 3 to 1 at least."""
@@ -61,7 +64,7 @@ def chart(drawn: Chart) -> Markup:
         tag("title", drawn.title),
         tag("desc", drawn.says),
         *grid,
-        tag("text", drawn.y, x=LEFT - 42, y=16),
+        tag("text", drawn.y, x=LEFT - 50, y=16),
         tag("text", drawn.x, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 6, text_anchor="middle"),
         *(_legend(len(drawn.series)) if len(drawn.series) > 1 else ()),
         *lines,
@@ -106,7 +109,7 @@ def _ticks(values: Iterable[float]) -> list[float]:
     step = next(step for step in (power, 2 * power, 2.5 * power, 5 * power, 10 * power) if span / step <= 5)
     if all(value == int(value) for value in known):
         step = math.ceil(step)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first, last = math.floor(low / step + SLACK), math.ceil(high / step - SLACK)
     return [step * i for i in range(first, max(last, first + 1) + 1)]
 
 

@@ -123,10 +123,12 @@ def speed_verdict(setting: Setting) -> str:
     return f"{best.model} is {best.ratio:.2f}x as fast as the first model{sure}"
 
 
-def gain(runtime: Runtime, pattern: str) -> str:
-    """What a runtime gains from zeros in a pattern."""
+def gain(runtime: Runtime, pattern: str, layers: int) -> str:
+    """What a runtime gains from zeros in a pattern, in so many layers."""
     wanted = runtime.settings.get("pattern", pattern)
-    return runtime.pays if wanted == pattern else f"nothing from {pattern}; with --pattern {wanted}: {runtime.pays}"
+    if wanted != pattern:
+        return f"nothing from {pattern}; with --pattern {wanted}: {runtime.pays}"
+    return runtime.pays if layers else f"nothing from these layers; elsewhere: {runtime.pays}"
 
 
 def flags(runtime: Runtime) -> str:
