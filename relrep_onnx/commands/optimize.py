@@ -30,6 +30,7 @@ from relrep_onnx.commands.options import (
 )
 from relrep_onnx.config import EFFORTS
 from relrep_onnx.estimate import estimate
+from relrep_onnx.files import write_text
 from relrep_onnx.pipeline import optimize as run_optimize
 from relrep_onnx.progress import shown_progress
 from relrep_onnx.types import ConfigError
@@ -108,7 +109,7 @@ def optimize(
         if dry_run and path is not None:
             raise ConfigError(f"{option} cannot apply to --dry-run: there is no result to write")
     if save_config is not None:
-        report.write_text(save_config, config.to_json() + "\n")
+        write_text(save_config, config.to_json() + "\n")
     if dry_run:
         plan = estimate(model, calib, config, holdout=holdout)
         spill = ", waiting activations partly on disk" if plan.spilled else ""

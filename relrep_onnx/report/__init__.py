@@ -13,7 +13,7 @@ from relrep_onnx.report.document import Document
 from relrep_onnx.report.plot import plot_curves
 from relrep_onnx.report.terminal import console_for, render
 from relrep_onnx.report.words import clean, decisions, speed_verdict
-from relrep_onnx.report.write import FACES, write, write_text
+from relrep_onnx.report.write import FACES, write
 
 __all__ = [
     "FACES",
@@ -32,5 +32,4 @@ __all__ = [
     "render",
     "speed_verdict",
     "write",
-    "write_text",
 ]

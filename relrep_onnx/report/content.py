@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from onnx import ModelProto
+
+from relrep_onnx import graph as graphs
 from relrep_onnx.config import Config
 from relrep_onnx.distill import Outlook
 from relrep_onnx.export import Exported
@@ -38,7 +41,7 @@ def of_result(result: Result, command: str | None = None) -> Document:
             *_curves(result, _lines([words.repairability(result.layers, result.sparsity)])),
             *_left_out(result),
             *section("What runtimes gain from these zeros", parts.runtimes(result.layers, result.config.pattern)),
-            *_reproduction(result.provenance, result.config, command, result.allocator),
+            *_reproduction(result.provenance, result.config, command, allocate=result.allocator, model=result.model),
         ),
         data=result,
     )
@@ -74,7 +77,7 @@ def of_refined(result: Refined, command: str | None = None) -> Document:
             *section("Outputs before", parts.fidelity(result.before)),
             *section("Outputs after", parts.fidelity(result.after)),
             *_refinement(result.refinement),
-            *_reproduction(result.provenance, result.config, command),
+            *_reproduction(result.provenance, result.config, command, model=result.model),
         ),
         data=result,
     )
@@ -177,15 +180,23 @@ def _left_out(looked_at: Analysis | Inspection) -> tuple[Section, ...]:
 
 
 def _reproduction(
-    provenance: Provenance, config: Config, command: str | None, allocator: str | None = None
+    provenance: Provenance,
+    config: Config,
+    command: str | None,
+    *,
+    allocate: str | None = None,
+    model: ModelProto | None = None,
 ) -> tuple[Section, ...]:
+    """The inputs by name and hash, the settings; `model` is what came out."""
+    made = {} if model is None else {"sparse model, hash": graphs.model_hash(model)}
     facts = {
         "model": provenance.model,
         "model, hash": provenance.model_sha256,
         "calibration data": "random data" if provenance.random_data else provenance.data,
         "calibration data, hash": provenance.data_sha256,
         "calibration samples": words.count(provenance.calibration_samples),
-        "allocate": allocator or config.allocate,
+        **made,
+        "allocate": allocate or config.allocate,
         "pattern": config.pattern,
         "repair": config.repair,
         "seed": str(config.seed),

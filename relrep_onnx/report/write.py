@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
+from relrep_onnx.files import write_text
 from relrep_onnx.report.document import Document
 from relrep_onnx.report.html import page
 from relrep_onnx.report.markdown import markdown
@@ -30,18 +30,3 @@ def write(document: Document, path: Path, suffix: str | None = None) -> None:
     if face is None:
         raise ConfigError(f"cannot write a report as {path.name!r}: its name must end in {', '.join(FACES)}")
     write_text(path, face(document))
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none: written under a temporary name, moved into place.
-
-    Raises:
-        ConfigError: it cannot be written; an old file stays as it was.
-    """
-    temporary = path.with_name(f".{path.name}.relrep-{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}") from error
