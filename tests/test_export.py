@@ -18,7 +18,7 @@ from relrep_onnx import Config, ConfigError, ModelError, VerificationError, expo
 from relrep_onnx.export import EXPORTERS, Exported, Order, Product, check_forms, make, places_for
 from relrep_onnx.export.ort import CONFIG_SUFFIX
 from relrep_onnx.graph import load
-from relrep_onnx.results import exports_to_json
+from relrep_onnx.results import Exports, to_json
 from tests import models
 from tests.models import random, run
 from tests.test_export_compact import matmul, sparse
@@ -69,7 +69,7 @@ def test_several_forms_fill_a_folder(tmp_path: Path) -> None:
     assert [e.form for e in exports] == list(forms)
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"net.onnx", "net.compact.onnx", "net.int8+ort.ort", f"net.int8+ort{CONFIG_SUFFIX}"}
-    values = json.loads(exports_to_json(exports))
+    values = json.loads(to_json(Exports(exports)))
     assert [e["form"] for e in values["exports"]] == list(forms)
 
 
