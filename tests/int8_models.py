@@ -14,7 +14,7 @@ from relrep_onnx.types import Array
 from tests.kernel_models import sparse_weight
 from tests.models import build
 
-X_SCALE: Final = np.float32(0.02)
+X_SCALE: Final = 0.02
 BOUNDS: Final = {"low": 100, "high": 180}
 SEVEN_BITS: Final = 64
 """Weights up to here are exact in ONNX Runtime on every processor."""
@@ -43,7 +43,7 @@ class Int8Layer:
         size = float(np.sqrt(np.square(self.weight.astype(np.float64)).reshape(rows, -1).sum(axis=1).mean()))
         values, gaps = functions.encode(self.weight)
         return {
-            "x_scale": np.array(X_SCALE),
+            "x_scale": np.array(X_SCALE, np.float32),
             "x_zero_point": np.array(self.x_zero, np.uint8),
             "values": values,
             "gaps": gaps,
@@ -100,13 +100,13 @@ class Int8Layer:
         p = self.parts
         w = self.weight.astype(np.int64)
         signed = x.astype(np.int64) - self.x_zero
+        scale = p["w_scale"].astype(np.float64) * X_SCALE / float(p["y_scale"])
         if w.ndim == 2:
             sums = signed @ w.T + p["bias"]
-            scale = X_SCALE * p["w_scale"]
         else:
             sums = _convolved(signed, w, self.attributes) + p["bias"][:, None, None]
-            scale = (X_SCALE * p["w_scale"])[:, None, None]
-        y = np.rint(sums * (scale.astype(np.float64) / float(p["y_scale"]))) + self.y_zero
+            scale = scale[:, None, None]
+        y = np.rint(sums * scale) + self.y_zero
         low, high = (BOUNDS["low"], BOUNDS["high"]) if self.clips else (0, 255)
         result: Array = np.clip(y, low, high).astype(np.uint8)
         return result

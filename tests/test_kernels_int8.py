@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
-from relrep_onnx import kernels
 from relrep_onnx.kernels import functions
 from relrep_onnx.runtime import FAILURES
 from relrep_onnx.types import Array
@@ -36,6 +36,8 @@ def check(layer: Int8Layer, *shape: int) -> None:
     x = random_bytes(1, *shape)
     got = session(layer.sparse(), sparse=True).run(None, {"x": x})[0]
     assert one_step(got, layer.exact(x))
+    if os.environ[VARIABLE] != ISAS[0]:
+        return  # what ONNX Runtime computes does not depend on it
     assert one_step(got, session(layer.dense(), sparse=False).run(None, {"x": x})[0])
     assert one_step(got, session(layer.sparse(), sparse=False).run(None, {"x": x})[0])
 
@@ -99,7 +101,7 @@ def test_whole_range_of_weights_does_not_saturate(isa: str, batch: int) -> None:
 
 
 @needs_library
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_random_convolutions(isa: str, data: st.DataObject) -> None:
     small = st.integers(1, 3)

@@ -100,7 +100,8 @@ def float_layers(model: ModelProto, shapes: Shapes) -> list[FloatLayer]:
         if candidate is None:
             continue
         _take_followers(graph, candidate, shapes, taken)
-        candidate.work = _work(candidate, shapes)
+        quads = _shares_positions(candidate.weight)
+        candidate.work = work_of(candidate, shapes, density=candidate.density, quads=quads)
         taken.update(name for member in candidate.nodes for name in member.output)
         found.append(candidate)
     find_neighbours(graph, found, shapes)
@@ -195,7 +196,8 @@ def _take_followers(graph: Graph, candidate: FloatLayer, shapes: Shapes, taken: 
             candidate.nodes.append(node)
 
 
-def _work(candidate: FloatLayer, shapes: Shapes) -> Work | None:
+def work_of(candidate: Candidate, shapes: Shapes, *, density: float, quads: bool) -> Work | None:
+    """What a layer computes for one sample, where shapes are known."""
     node, weight = candidate.nodes[0], candidate.weight
     into, out = shapes.get(node.input[0]), shapes.get(node.output[0])
     if into is None or out is None:
@@ -204,12 +206,16 @@ def _work(candidate: FloatLayer, shapes: Shapes) -> Work | None:
     if node.op_type == "Conv":
         kind = "depthwise" if weight.shape[1] == 1 else "pointwise" if weight.shape[2:] == (1, 1) else "conv"
     outputs = float(np.prod(out))
-    matrix = weight.reshape(weight.shape[0], -1)
-    quads = False
-    if matrix.shape[0] % 4 == 0 and kind != "depthwise":
-        shared = np.count_nonzero((matrix != 0).reshape(-1, 4, matrix.shape[1]).any(axis=1))
-        quads = bool(4 * shared <= QUAD_FILL * np.count_nonzero(matrix))
-    return Work(kind, outputs * matrix.shape[1], outputs, float(np.prod(into)), candidate.density, quads)
+    return Work(kind, outputs * weight[0].size, outputs, float(np.prod(into)), density, quads)
+
+
+def _shares_positions(weight: Array) -> bool:
+    """Whether the kernels compute four output channels together."""
+    matrix = weight.reshape(weight.shape[0], -1) != 0
+    if matrix.shape[0] % 4 or (weight.ndim == 4 and weight.shape[1] == 1):
+        return False
+    shared = np.count_nonzero(matrix.reshape(-1, 4, matrix.shape[1]).any(axis=1))
+    return bool(4 * shared <= QUAD_FILL * np.count_nonzero(matrix))
 
 
 def find_neighbours(graph: Graph, candidates: Sequence[Candidate], shapes: Shapes) -> None:

@@ -1,8 +1,9 @@
 """Layers of a pruned model as operators of the sparse kernels, in a file that runs without them as well.
 
-Each operator is a model-local function whose body is the dense computation (`kernels.functions`).  Which layers are rewritten is
-decided on the whole network: predicted times of layers (`kernels.costs`) plus what it costs to change the layout of every tensor
-that goes from a dense convolution, which ONNX Runtime keeps in blocks of channels, to a sparse one or back.
+Layers of a quantized model become int8 operators, those of any other float32 ones.  Each operator is a model-local function
+whose body is the dense computation (`kernels.functions`).  Which layers are rewritten is decided on the whole network: predicted
+times of layers (`kernels.costs`) plus what it costs to change the layout of every tensor that goes from a dense convolution, which
+ONNX Runtime keeps in another layout, to a sparse one or back.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from typing import Any, Final
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
+from relrep_onnx.export.sparse_int8 import int8_layers
 from relrep_onnx.export.sparse_layers import Candidate, float_layers
 from relrep_onnx.graph import Graph, activation_shapes
 from relrep_onnx.graph.batchnorm import fold_batchnorm
 from relrep_onnx.graph.index import reads
 from relrep_onnx.kernels import functions
-from relrep_onnx.kernels.costs import COSTS, REFERENCE, Costs
+from relrep_onnx.kernels.costs import COSTS, INT8_COSTS, REFERENCE, Costs
 from relrep_onnx.types import ConfigError, ModelError
 
 OLDEST_OPSET: Final = 12
@@ -103,15 +105,18 @@ def _prepared(
             "onnx.version_converter.convert_version, or export it anew"
         )
     fold_batchnorm(copy)
-    candidates = float_layers(copy, activation_shapes(copy, input_shapes, lambda _: None))
+    shapes = activation_shapes(copy, input_shapes, lambda _: None)
+    quantized = int8_layers(copy, shapes)
+    candidates = quantized or float_layers(copy, shapes)
+    costs = (INT8_COSTS if quantized else COSTS)[instruction_set]
     names = {candidate.name for candidate in candidates}
     if layers is None:
-        chosen = _choose(candidates, COSTS[instruction_set], caution)
+        chosen = _choose(candidates, costs, caution)
     elif set(layers) <= names:
         chosen = set(layers)
     else:
         raise ConfigError(f"layers {sorted(set(layers) - names)} cannot be sparse; those that can: {sorted(names)}")
-    return copy, candidates, tuple(_choice(c, COSTS[instruction_set], c.name in chosen) for c in candidates)
+    return copy, candidates, tuple(_choice(c, costs, c.name in chosen) for c in candidates)
 
 
 def _choice(candidate: Candidate, costs: Costs, sparse: bool) -> Choice:
