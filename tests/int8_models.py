@@ -39,7 +39,7 @@ class Int8Layer:
         """The stored tensors by name; the result spreads over the bytes."""
         rows = self.weight.shape[0]
         rng = np.random.default_rng(rows)
-        w_scale = (0.01 * (0.5 + rng.random(rows))).astype(np.float32)
+        w_scale = np.asarray(rng.uniform(0.005, 0.015, rows), np.float32)
         size = float(np.sqrt(np.square(self.weight.astype(np.float64)).reshape(rows, -1).sum(axis=1).mean()))
         values, gaps = functions.encode(self.weight)
         return {
@@ -50,7 +50,7 @@ class Int8Layer:
             "w_scale": w_scale,
             "y_scale": np.array(max(size, 1.0) * X_SCALE * 0.01 * 1.2, np.float32),
             "y_zero_point": np.array(self.y_zero, np.uint8),
-            "bias": rng.integers(-2000, 2000, rows).astype(np.int32),
+            "bias": np.asarray(rng.integers(-2000, 2000, rows), np.int32),
         }
 
     @property

@@ -2,8 +2,8 @@
 
 Layers of a quantized model become int8 operators, those of any other float32 ones.  Each operator is a model-local function
 whose body is the dense computation (`kernels.functions`).  Which layers are rewritten is decided on the whole network: predicted
-times of layers (`kernels.costs`) plus what it costs to change the layout of every tensor that goes from a dense convolution, which
-ONNX Runtime keeps in another layout, to a sparse one or back.
+times of layers (`kernels.costs`) plus what it costs to change the layout of every tensor that goes from a dense convolution, for
+which ONNX Runtime has a layout of its own, to a sparse one or back.
 """
 
 from __future__ import annotations
