@@ -91,7 +91,7 @@ def sizes() -> Figure:
         panel.plot([100 * s for s in SIZES], shares, marker=marker, label=label)
     panel.set(xlabel="sparsity, %", ylabel="bytes, % of dense", ylim=(0, 105))
     panel.grid(alpha=0.3)
-    panel.legend(loc="center left")
+    panel.legend(loc="upper right", bbox_to_anchor=(1, 0.93))
     return figure
 
 
