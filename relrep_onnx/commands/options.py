@@ -215,6 +215,7 @@ REFINE_OPTIONS = _options(
         help="Keep refinement's state in this file after each epoch; if it is there, go on from it.",
     ),
 )
+MAX_BYTES = setting("--max-bytes", type=Bytes(), help="Gate: largest size of a written file, its external data included.")
 GATE_OPTIONS = _options(
     setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output on held-out samples."),
     setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with the dense model."),
@@ -224,6 +225,7 @@ GATE_OPTIONS = _options(
         help="Your own metric, called with an onnxruntime.InferenceSession; larger is better.",
     ),
     setting("--min-metric", type=float, help="Gate: least value of --eval."),
+    MAX_BYTES,
 )
 OUTPUT_OPTIONS = _options(
     click.argument("output", type=click.Path(path_type=Path), required=False),
