@@ -7,7 +7,6 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define RELREP_CORE kAvx2
-#define RELREP_NAME "avx2"
 #define RELREP_LANES 8
 #define RELREP_MOST_SINGLE 12
 #define RELREP_MOST_QUAD 3

@@ -7,7 +7,6 @@
 #pragma GCC target("avx512f,avx512vl,avx2,fma")
 #endif
 #define RELREP_CORE kAvx512
-#define RELREP_NAME "avx512"
 #define RELREP_LANES 16
 #define RELREP_MOST_SINGLE 16
 #define RELREP_MOST_QUAD 6
