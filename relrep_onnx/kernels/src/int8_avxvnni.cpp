@@ -1,8 +1,9 @@
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 
 #include <cstdint>
+
+#include "cpu.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
 #else
@@ -20,19 +21,13 @@ struct Wide {
 };
 typedef Wide Narrow;
 
-// Older compilers' __builtin_cpu_supports does not know the name.
-inline bool has_avx_vnni() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
-}
-
 }  // namespace
 
 #define RELREP_CORE kInt8AvxVnni
 #define RELREP_LANES 8
 #define RELREP_MOST 12
 #define RELREP_LESS 0
-#define RELREP_SUPPORTED has_avx_vnni()
+#define RELREP_SUPPORTED (cpu_supports("avx2") && cpu_supports("fma") && cpu_supports("avxvnni"))
 #include "int8.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
