@@ -21,6 +21,10 @@ struct Wide {
 };
 typedef Wide Narrow;
 
+inline void put_bytes(std::uint8_t* to, Int v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8((__m512i)v));
+}
+
 }  // namespace
 
 #define RELREP_CORE kInt8Avx512Vnni

@@ -21,6 +21,11 @@ struct Wide {
 };
 typedef Wide Narrow;
 
+inline void put_bytes(std::uint8_t* to, Int v) {
+  const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(shorts, shorts));
+}
+
 }  // namespace
 
 #define RELREP_CORE kInt8AvxVnni
