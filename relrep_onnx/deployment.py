@@ -45,6 +45,10 @@ class Runtime:
 
 RUNTIMES: Final[Mapping[str, Runtime]] = {
     "ort": Runtime("zeros make the file smaller, not faster: ONNX Runtime unpacks them while loading", {"forms": ("compact",)}),
+    "ort-kernels": Runtime(
+        "zeros run faster where the session loads the sparse kernels, and dense where it does not",
+        {"pattern": "4x1", "budget": "macs", "forms": ("sparse-ort",)},
+    ),
     "ort-mobile": Runtime(
         "int8 makes the file smaller and usually faster; zeros only help once the package is compressed",
         {"forms": ("int8+ort",), "target": "arm"},

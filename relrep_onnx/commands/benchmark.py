@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -11,7 +10,7 @@ from relrep_onnx import report
 from relrep_onnx.benchmark import Plan
 from relrep_onnx.benchmark import benchmark as run_benchmark
 from relrep_onnx.benchmark import require_same as check_same
-from relrep_onnx.commands.common import check_reports, command_line, config_of, publish
+from relrep_onnx.commands.common import check_reports, command_line, publish
 from relrep_onnx.commands.options import INPUT_SHAPE, JSON_OPTION, MODEL, QUIET_OPTION, REPORT_OPTION, Numbers, setting
 from relrep_onnx.progress import shown_progress
 from relrep_onnx.results import benchmarked
@@ -41,14 +40,14 @@ def benchmark(
     rounds: int,
     profile: bool,
     require_same: float | None,
+    input_shape: tuple[tuple[str, tuple[int, ...]], ...],
     seed: int,
     json_path: Path | None,
     report_path: Path | None,
     quiet: bool,
-    **_: Any,
 ) -> None:
     """Time models side by side, the first as reference, with the sparse kernels loaded: interleaved runs on random inputs."""
-    plan = Plan(threads, batch, rounds, profile, config_of(None).input_shape, seed)
+    plan = Plan(threads, batch, rounds, profile, dict(input_shape), seed)
     check_reports()
     with shown_progress(quiet) as progress:
         settings = run_benchmark(models, plan, RuntimeOptions(), progress)

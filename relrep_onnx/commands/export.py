@@ -14,6 +14,7 @@ from relrep_onnx.commands.options import (
     DATA_OPTIONS,
     EXPORT_OPTIONS,
     JSON_OPTION,
+    MAX_BYTES,
     MODEL,
     OUTPUT_OPTIONS,
     QUIET_OPTION,
@@ -43,6 +44,7 @@ from relrep_onnx.types import ConfigError
 @RUN_OPTIONS
 @setting("--max-error", type=click.FloatRange(0), help="Largest relative L2 an export may move an output.  [default: by form]")
 @setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with MODEL.")
+@MAX_BYTES
 @JSON_OPTION
 @CONFIG_OPTION
 @QUIET_OPTION

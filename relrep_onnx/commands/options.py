@@ -215,6 +215,7 @@ REFINE_OPTIONS = _options(
         help="Keep refinement's state in this file after each epoch; if it is there, go on from it.",
     ),
 )
+MAX_BYTES = setting("--max-bytes", type=Bytes(), help="Gate: largest size of a written file, its external data included.")
 GATE_OPTIONS = _options(
     setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output on held-out samples."),
     setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with the dense model."),
@@ -224,6 +225,7 @@ GATE_OPTIONS = _options(
         help="Your own metric, called with an onnxruntime.InferenceSession; larger is better.",
     ),
     setting("--min-metric", type=float, help="Gate: least value of --eval."),
+    MAX_BYTES,
 )
 OUTPUT_OPTIONS = _options(
     click.argument("output", type=click.Path(path_type=Path), required=False),
@@ -237,8 +239,9 @@ EXPORT_OPTIONS = _options(
         help=f"Forms to write: {', '.join(EXPORTERS)}, or combined as in int8+compact; several go into OUTPUT as a folder.  "
         "[default: onnx]",
     ),
-    setting("--values", type=click.Choice(["float32", "float16", "int8"]), help="How compact stores weights."),
+    setting("--values", type=click.Choice(["float32", "float16", "int8"]), help="How compact and sparse-ort store weights."),
     setting("--target", type=click.Choice(["amd64", "arm"]), help="Processor that int8 and ort are made for."),
+    setting("--tune", is_flag=True, help="Times the sparse layers of sparse-ort on this machine, instead of predicting them."),
 )
 FOR_OPTION = click.option(
     "--for",
