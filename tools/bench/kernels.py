@@ -264,10 +264,7 @@ def fit_int8(rounds: int) -> str:
                 sparse = to_sparse_ort(quantized, layers=[plan(quantized)[0].layer])
                 outputs = float(size * rows) if kind == "product" else float(rows * (-(-size // stride)) ** 2)
                 inputs = float(feeds["input"].size)
-                for which, file in (
-                    ("dense", quantized),
-                    ("single", to_sparse_ort(quantized, layers=[plan(quantized)[0].layer])),
-                ):
+                for which, file in (("dense", quantized), ("single", sparse)):
                     spent, moved = int8_times(file, feeds, rounds)
                     share = 1.0 if which == "dense" else density
                     points.setdefault((which, kind), []).append((outputs * weight[0].size * share, outputs, inputs, spent))
