@@ -19,7 +19,7 @@ from relrep_onnx.repair import REPAIRS
 from relrep_onnx.types import Selection
 from tests.test_export_int8 import halved
 from tests.test_pipeline import inputs, small_net
-from tools.bench import accuracy, choices, cost, exports, forms, growth, handover, measured, paper, peer, quantize, refine
+from tools.bench import accuracy, choices, cost, exports, forms, front, growth, handover, measured, paper, peer, quantize, refine
 from tools.bench.batchnorm import batchnorms, recalibrate
 from tools.bench.data import DATA, HELD_OUT, SUBSETS, TASKS, Array, Task, markdown_table, normalise, subsets, top1, write_json
 from tools.bench.worker import Measurement, Order
@@ -451,3 +451,14 @@ def test_parts_of_the_paper_benchmark_are_put_together(tmp_path: Path) -> None:
     forced = [paper.Forcing(0.9, 3, 0.2, 0.13, 0.02, 0.84, 0.83)]
     write_json(tmp_path / "part.json", paper.figures(options, 0.88, points, forced))
     assert paper.merged([tmp_path / "part.json"] * 2) == (points * 2, forced * 2)
+
+
+def test_a_front_of_the_sample(tmp_path: Path) -> None:
+    options = front.parse(["--model", "fashion", "--forms", "4x1", "--sparsity", "0.5", "--rounds", "2"])
+    dense, int8, sparse = front.measure(options, tmp_path)
+    assert (dense.form, dense.faster, dense.removed) == ("dense", 1.0, 0.0)
+    assert int8.form == front.DENSE_INT8
+    assert int8.bytes < dense.bytes
+    assert (sparse.form, sparse.sparsity) == ("4x1", 0.5)
+    assert min(p.top1 for p in (dense, int8, sparse)) > 0.9
+    assert all(len(p.cells()) == len(front.HEADER) for p in (dense, int8, sparse))
