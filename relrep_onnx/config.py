@@ -73,6 +73,7 @@ class Config:
     forms: tuple[str, ...] = ("onnx",)
     values: Literal["float32", "float16", "int8"] = "float32"
     target: Literal["amd64", "arm"] = "amd64"
+    tune: bool = False
 
     eval: str | None = None
     max_error: float | None = None
@@ -133,7 +134,7 @@ class Config:
 
     def as_runtime(self) -> RuntimeOptions:
         """How sessions are opened."""
-        return RuntimeOptions(self.threads, self.providers, self.custom_op_library)
+        return RuntimeOptions(self.threads, self.providers, (self.custom_op_library,) if self.custom_op_library else ())
 
     def as_data(self) -> DataOptions:
         """How calibration data is read."""
@@ -193,6 +194,9 @@ def _convert(key: str, value: Any, kind: Any, source: str) -> Any:
             return {name: _convert(key, item, inner[1], source) for name, item in value.items()}
     elif origin is Literal:
         if value in inner:
+            return value
+    elif kind is bool:
+        if isinstance(value, bool):
             return value
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):

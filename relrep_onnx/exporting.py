@@ -19,7 +19,7 @@ from relrep_onnx.verify import Gates, Metric, check_gates, compare_sessions, run
 
 def order_of(config: Config, calibration: Callable[[], Iterable[Feeds]] | None) -> Order:
     """What is asked of the exports besides their forms."""
-    return Order(config.values, config.target, calibration, config.as_runtime())
+    return Order(config.values, config.target, calibration, config.as_runtime(), config.tune, config.input_shape)
 
 
 def places_of(

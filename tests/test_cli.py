@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 import relrep_onnx
+from relrep_onnx import kernels
 from relrep_onnx.cli import main
 from relrep_onnx.config import Config
 from relrep_onnx.graph import Graph, find_layers
@@ -241,6 +242,18 @@ def test_export_writes_forms_and_json(place: Path, tmp_path: Path) -> None:
     values = json.loads(report.read_text())
     assert [e["form"] for e in values["exports"]] == ["onnx", "int8+ort"]
     assert values["exports"][1]["fidelity"]["outputs"][0]["relative_l2"] < 0.3
+
+
+@pytest.mark.skipif(not kernels.available(), reason="the sparse kernels were not built: no compiler at install")
+def test_a_file_for_the_kernels_from_the_command_line(place: Path, tmp_path: Path) -> None:
+    settings = ("--calib", place / "ok.npz", "--for", "ort-kernels", "--tune", "--save-config", tmp_path / "c.json")
+    result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", *settings)
+    assert result.exit_code == 0, result.output
+    config = Config.load(tmp_path / "c.json")
+    assert (config.pattern, config.budget, config.forms, config.tune) == ("4x1", "macs", ("sparse-ort",), True)
+    assert "layers run sparse: measured on this machine" in " ".join(result.output.split())
+    assert "note: for ort-kernels" in result.output
+    onnx.checker.check_model(tmp_path / "o.onnx", full_check=True)
 
 
 def test_optimize_for_a_runtime(place: Path, tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "providers": st.lists(names, max_size=3).map(tuple),
     "custom_op_library": st.none() | names,
     "max_memory": optional_counts,
+    "tune": st.booleans(),
     "eval": names,
     "max_error": st.none() | st.floats(0, 1e6),
     "min_agreement": st.none() | fractions,
@@ -242,7 +243,7 @@ def test_each_setting_reaches_its_place() -> None:
     )  # fmt: skip
     assert dataclasses.astuple(config.as_budget()) == (0.5, "macs", 0.1, 0.9, {"a": 0.2})
     assert dataclasses.astuple(config.as_selection()) == (7, ("n",), ("Conv",))
-    assert dataclasses.astuple(config.as_runtime()) == (2, ("P",), "lib.so")
+    assert dataclasses.astuple(config.as_runtime()) == (2, ("P",), ("lib.so",))
     images = ((2, 3), (1.0,), (2.0,), 3.0, "nhwc", "bgr")
     assert dataclasses.astuple(config.as_data()) == ("k", images, {"x": (1, 2)}, 5, (0.0, 9.0), 4)
     assert dataclasses.astuple(config.as_gates()) == (0.3, 0.6, 0.7, 8)

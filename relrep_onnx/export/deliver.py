@@ -12,10 +12,11 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from relrep_onnx import kernels
 from relrep_onnx.export.forms import Order, Product
 from relrep_onnx.export.table import make
 from relrep_onnx.graph import LoadedModel, Staged, staged
-from relrep_onnx.runtime import Session
+from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import CalibrationError, Feeds, ModelError, Progress, VerificationError
 from relrep_onnx.verify import Fidelity, compare_sessions, gzip_size
 
@@ -125,23 +126,32 @@ def _check(
 ) -> tuple[Fidelity, tuple[str, ...]]:
     """Loads what was written and compares it; an .ort file goes in as bytes, for its temporary name does not tell."""
     written = stage.path if isinstance(product.content, ModelProto) else stage.path.read_bytes()
-    try:
-        session = Session(written, order.runtime, what=f"the export {form!r}")
-    except ModelError as error:
-        raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
-    try:
-        fidelity = compare_sessions(reference, session, batches())
-    except CalibrationError as error:
-        raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
     allowed = product.tolerance if limit is None else limit
-    if not fidelity.relative_l2 <= allowed:  # NaN too
-        raise VerificationError(
-            f"the export {form!r} moves the outputs by {fidelity.relative_l2:.4g} (relative L2, {fidelity.samples} samples), "
-            f"more than {allowed:g}; nothing was written. Use another --to form, or allow more with --max-error"
-        )
-    try:
-        judge(session, fidelity, stage.size())
-    except VerificationError as error:
-        raise VerificationError(f"the export {form!r}: {error}") from error
-    blind = () if fidelity.outputs else ("no output is floating-point: the file was loaded and run, not compared",)
-    return fidelity, (*product.notes, *blind)
+    found = []
+    for what, runtime in _runtimes(form, product, order.runtime):
+        try:
+            session = Session(written, runtime, what=f"the export {what}")
+            fidelity = compare_sessions(reference, session, batches())
+        except (ModelError, CalibrationError) as error:
+            raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
+        if not fidelity.relative_l2 <= allowed:  # NaN too
+            raise VerificationError(
+                f"the export {what} moves the outputs by {fidelity.relative_l2:.4g} (relative L2, {fidelity.samples} samples), "
+                f"more than {allowed:g}; nothing was written. Use another --to form, or allow more with --max-error"
+            )
+        try:
+            judge(session, fidelity, stage.size())
+        except VerificationError as error:
+            raise VerificationError(f"the export {what}: {error}") from error
+        found.append(fidelity)
+    worst = max(found, key=lambda fidelity: fidelity.relative_l2)
+    blind = () if worst.outputs else ("no output is floating-point: the file was loaded and run, not compared",)
+    return worst, (*product.notes, *blind)
+
+
+def _runtimes(form: str, product: Product, runtime: RuntimeOptions) -> list[tuple[str, RuntimeOptions]]:
+    """The sessions that a file must stand in, with their names for messages."""
+    plain = (repr(form), runtime)
+    if not product.kernels or not kernels.available():
+        return [plain]
+    return [plain, (f"{form!r}, with the sparse kernels,", runtime.with_library(kernels.library_path()))]

@@ -161,7 +161,7 @@ def timed(bench: Bench, rows: Sequence[Row], rounds: int) -> list[Row]:
     (given,) = sessions[rows[0].row].inputs
     feeds = {given.name: bench.task.test_x[:1]}
     if kernels.available():
-        served = dataclasses.replace(plain, custom_op_library=str(kernels.library_path()))
+        served = plain.with_library(kernels.library_path())
         for row in FLOATS:
             if row in sessions:
                 model = to_sparse_ort(onnx.load(bench.file(row)), input_shapes={given.name: feeds[given.name].shape})
