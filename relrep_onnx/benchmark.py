@@ -53,13 +53,6 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
-    """Everything `benchmark` measured."""
-
-    settings: tuple[Setting, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
     """What to measure; `shapes` fix inputs that the model leaves open beyond the batch."""
 

@@ -79,9 +79,10 @@ class Config:
     max_error: float | None = None
     min_agreement: float | None = None
     min_metric: float | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "positions", "num_samples", "max_memory"):
+        for name in ("batch_size", "positions", "num_samples", "max_memory", "max_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
@@ -142,7 +143,7 @@ class Config:
 
     def as_gates(self) -> Gates:
         """Limits the written model must keep."""
-        return Gates(self.max_error, self.min_agreement, self.min_metric)
+        return Gates(self.max_error, self.min_agreement, self.min_metric, self.max_bytes)
 
     def to_json(self) -> str:
         """The settings as a JSON object, keys sorted."""

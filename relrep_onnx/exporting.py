@@ -44,8 +44,8 @@ def places_of(
     return places
 
 
-def meet_gates(job: Job, exported: Session, gates: Gates, metric: Metric | None) -> None:
+def meet_gates(job: Job, exported: Session, file_bytes: int, gates: Gates, metric: Metric | None) -> None:
     """Holds an export against the gates of the run: what is shipped must meet them, not only what it was made from."""
     if gates != Gates():
         fidelity = compare_sessions(job.session, exported, job.batches(job.verification))
-        check_gates(fidelity, run_metric(metric, exported) if metric else None, gates)
+        check_gates(fidelity, run_metric(metric, exported) if metric else None, gates, file_bytes)

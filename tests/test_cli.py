@@ -448,7 +448,7 @@ def test_refine_reports_what_it_did(place: Path, tmp_path: Path) -> None:
     result = run(*command, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    assert "refinement moved the relative L2 of the outputs from" in text
+    assert "refinement moved the relative L2 of block ends and outputs from" in text
     assert "aimed at" in text
     told = json.loads((tmp_path / "r.json").read_text())
     history = told["refinement"]["history"]
@@ -459,6 +459,30 @@ def test_refine_reports_what_it_did(place: Path, tmp_path: Path) -> None:
     better.unlink()
     assert run(*command).exit_code == 0  # from the finished state: nothing is left to do
     assert better.read_bytes() == first
+
+
+@pytest.mark.parametrize("command", ["optimize", "refine", "export"])
+def test_the_size_of_the_file_is_a_gate(command: str, place: Path, tmp_path: Path) -> None:
+    models = {"refine": [place / "net.onnx", place / "net.onnx"]}.get(command, [place / "net.onnx"])
+    rest = {"optimize": ["--min-size", "64"], "refine": ["--epochs", "1", "--min-size", "64"]}.get(command, [])
+    target = tmp_path / "o.onnx"
+    target.write_text("old")
+    arguments: list[str | Path] = [command, *models, target, "--calib", place / "ok.npz", *rest]
+    result = run(*arguments, "--max-bytes", "1KB")
+    assert result.exit_code == 3, result.output
+    assert "bytes are above --max-bytes 1,024" in " ".join(result.output.split())
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    assert run(*arguments, "--max-bytes", "1MB").exit_code == 0
+    assert target.stat().st_size < 1 << 20
+
+
+def test_external_data_counts_as_size(place: Path, tmp_path: Path) -> None:
+    onnx.save(small_net(), tmp_path / "in.onnx", save_as_external_data=True, location="w.data", size_threshold=16)
+    arguments: list[str | Path] = ["export", tmp_path / "in.onnx", tmp_path / "o.onnx"]
+    data = (tmp_path / "w.data").stat().st_size
+    assert run(*arguments, "--max-bytes", str(data)).exit_code == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "w.data"}
+    assert run(*arguments, "--max-bytes", str(data + 8192)).exit_code == 0
 
 
 def test_inspect_lists_how_far_gradients_come(place: Path) -> None:

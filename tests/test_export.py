@@ -19,7 +19,7 @@ from relrep_onnx import Config, ConfigError, ModelError, VerificationError, expo
 from relrep_onnx.export import EXPORTERS, Exported, Order, Product, check_forms, make, places_for
 from relrep_onnx.export.ort import CONFIG_SUFFIX
 from relrep_onnx.graph import load
-from relrep_onnx.results import exports_to_json
+from relrep_onnx.results import Exports, to_json
 from tests import models
 from tests.models import random, run
 from tests.test_export_compact import matmul, sparse
@@ -72,7 +72,7 @@ def test_several_forms_fill_a_folder(tmp_path: Path) -> None:
     assert [e.form for e in exports] == list(forms)
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"net.onnx", "net.compact.onnx", "net.int8+ort.ort", f"net.int8+ort{CONFIG_SUFFIX}"}
-    values = json.loads(exports_to_json(exports))
+    values = json.loads(to_json(Exports(exports)))
     assert [e["form"] for e in values["exports"]] == list(forms)
 
 
@@ -199,6 +199,39 @@ def test_the_gates_of_optimize_hold_for_its_exports(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="--max-error"):
         optimize(small_net(), tmp_path / "o.onnx", X, config("int8", sparsity=0.5, max_error=sparse_error * (1 + 1e-7)))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("form", ["onnx", "compact", "int8+ort"])
+def test_the_size_of_an_export_is_a_gate(form: str, tmp_path: Path) -> None:
+    model, target = halved(small_net()), tmp_path / f"out{suffix(form)}"
+    (exported,) = export_model(model, target, X, config(form))
+    if form != "int8+ort":  # whose size is not the same each time
+        assert export_model(model, target, X, config(form, max_bytes=exported.file_bytes))
+    target.write_bytes(b"old")
+    with pytest.raises(VerificationError, match=f"the export '{form}': .* bytes are above".replace("+", r"\+")):
+        export_model(model, target, X, config(form, max_bytes=exported.file_bytes // 2))
+    assert target.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1 + (form == "int8+ort")
+
+
+def test_one_export_that_is_too_large_stops_all(tmp_path: Path) -> None:
+    sizes = {e.form: e.file_bytes for e in optimize(small_net(), tmp_path / "a", X, config("onnx", "compact")).exports}
+    assert sizes["compact"] < sizes["onnx"]
+    small = {"max_bytes": sizes["compact"]}
+    with pytest.raises(VerificationError, match=f"the export 'onnx': {sizes['onnx']:,} bytes are above --max-bytes"):
+        optimize(small_net(), tmp_path / "b", X, config("compact", "onnx", **small))
+    assert not (tmp_path / "b").exists()
+    assert optimize(small_net(), tmp_path / "c.onnx", X, config("compact", **small)).exports[0].file_bytes <= sizes["compact"]
+
+
+def test_a_metric_is_a_gate_of_exports_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_metric.py").write_text("def score(session):\n    return 0.5\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = {"eval": "half_metric:score"}
+    assert export_model(halved(small_net()), tmp_path / "o.onnx", X, config("onnx", min_metric=0.5, **asked))
+    with pytest.raises(VerificationError, match=r"metric 0\.5 is below --min-metric 0\.6"):
+        export_model(halved(small_net()), tmp_path / "p.onnx", X, config("onnx", min_metric=0.6, **asked))
+    assert not (tmp_path / "p.onnx").exists()
 
 
 def test_optimize_needs_a_place_for_exports() -> None:

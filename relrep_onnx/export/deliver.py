@@ -34,6 +34,10 @@ class Exported:
     companions: tuple[str, ...] = ()
 
 
+Judge = Callable[[Session, Fidelity, int], None]
+"""Raises `VerificationError` where an export must not be: told its session, how it compares with its source, its bytes."""
+
+
 def deliver(
     source: LoadedModel,
     places: Mapping[str, Path],
@@ -42,7 +46,7 @@ def deliver(
     batches: Callable[[], Iterable[Feeds]],
     *,
     limit: float | None = None,
-    judge: Callable[[Session], None] = lambda session: None,
+    judge: Judge = lambda session, fidelity, file_bytes: None,
     progress: Progress = lambda phase, done, total, note="": None,
 ) -> tuple[Exported, ...]:
     """Makes, checks and writes exports of a model.
@@ -54,7 +58,7 @@ def deliver(
         reference: a plain session of the source.
         batches: feeds to compare on.
         limit: the relative L2 that an export may be away from the source, instead of its form's own tolerance.
-        judge: may refuse an export for reasons of its own, by raising.
+        judge: may refuse an export for reasons of its own.
         progress: told of the exports done.
 
     Raises:
@@ -78,8 +82,7 @@ def deliver(
                 beside = stack.enter_context(staged(path))
                 beside.write_bytes(content)
                 stages.append(beside)
-            files = stage.files()
-            sizes = sum(f.stat().st_size for f in files), sum(gzip_size(f) for f in files)
+            sizes = stage.size(), sum(gzip_size(f) for f in stage.files())
             done.append(Exported(form, str(target), *sizes, fidelity, notes, tuple(map(str, companions))))
             progress("export", len(done), len(places))
         for stage in stages:
@@ -119,7 +122,7 @@ def _check(
     reference: Session,
     batches: Callable[[], Iterable[Feeds]],
     limit: float | None,
-    judge: Callable[[Session], None],
+    judge: Judge,
 ) -> tuple[Fidelity, tuple[str, ...]]:
     """Loads what was written and compares it; an .ort file goes in as bytes, for its temporary name does not tell."""
     written = stage.path if isinstance(product.content, ModelProto) else stage.path.read_bytes()
@@ -136,7 +139,10 @@ def _check(
                 f"the export {what} moves the outputs by {fidelity.relative_l2:.4g} (relative L2, {fidelity.samples} samples), "
                 f"more than {allowed:g}; nothing was written. Use another --to form, or allow more with --max-error"
             )
-        judge(session)
+        try:
+            judge(session, fidelity, stage.size())
+        except VerificationError as error:
+            raise VerificationError(f"the export {what}: {error}") from error
         found.append(fidelity)
     worst = max(found, key=lambda fidelity: fidelity.relative_l2)
     blind = () if worst.outputs else ("no output is floating-point: the file was loaded and run, not compared",)

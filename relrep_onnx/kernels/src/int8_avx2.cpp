@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #include <cstdint>
+
+#include "cpu.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -46,7 +48,7 @@ inline void put_bytes(std::uint8_t* to, Int v) {
 #define RELREP_LANES 8
 #define RELREP_MOST 12
 #define RELREP_LESS 0
-#define RELREP_SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define RELREP_SUPPORTED (cpu_supports("avx2") && cpu_supports("fma"))
 #include "int8.inl"
 #if defined(__clang__)
 #pragma clang attribute pop
