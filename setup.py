@@ -25,7 +25,9 @@ class Wheel(bdist_wheel):
     def run(self) -> None:
         """Builds first: what comes of it decides where the files go and what the wheel is called."""
         self.run_command("build")
-        self.root_is_pure = not any(map(Path.exists, map(Path, self.get_finalized_command("build_ext").get_outputs())))
+        self.root_is_pure = not any(Path(made).exists() for made in self.get_finalized_command("build_ext").get_outputs())
+        if self.root_is_pure:
+            self.distribution.ext_modules = []
         super().run()
 
     def get_tag(self) -> tuple[str, str, str]:

@@ -100,7 +100,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A state on the way: mean loss of the epoch (NaN at the start), and the outputs' relative L2 on held-out samples."""
+    """A state on the way: mean loss of the epoch (NaN at the start); held out, the relative L2 of block ends and outputs."""
 
     number: int
     loss: float

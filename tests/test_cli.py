@@ -448,7 +448,7 @@ def test_refine_reports_what_it_did(place: Path, tmp_path: Path) -> None:
     result = run(*command, "--json", tmp_path / "r.json")
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    assert "refinement moved the relative L2 of the outputs from" in text
+    assert "refinement moved the relative L2 of block ends and outputs from" in text
     assert "aimed at" in text
     told = json.loads((tmp_path / "r.json").read_text())
     history = told["refinement"]["history"]

@@ -28,7 +28,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "values": st.sampled_from(["float32", "float16", "int8"]),
     "target": st.sampled_from(["amd64", "arm"]),
     "pattern": st.sampled_from(["unstructured", "2:4", "4x1", "3:7"]),
-    "budget": st.sampled_from(["weights", "macs"]),
+    "budget": st.sampled_from(["weights", "macs", "latency"]),
     "min_layer_sparsity": st.floats(0, 0.5),
     "max_layer_sparsity": st.floats(0.5, 1),
     "layer_sparsity": st.dictionaries(names, fractions, max_size=3),

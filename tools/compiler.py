@@ -1,6 +1,7 @@
-"""How the kernels' C++ is compiled outside of `setup.py`: sources and flags are in pyproject.toml, the compiler is the system's or zig.
+"""How the kernels' C++ is compiled outside of `setup.py`: by the system's compiler or by zig.
 
-zig, from the package `ziglang`, compiles for other processors and for a named version of glibc, with all it needs inside.
+Sources and flags are in pyproject.toml, for `setup.py` too.  zig, from the package `ziglang`, compiles for other processors and
+for a named version of glibc, with all it needs inside.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ SOURCES: Final = tuple(sorted(FOLDER.glob("*.cpp")))
 FLAGS: Final[tuple[str, ...]] = tuple(_KERNELS["flags"])
 
 
-def host() -> tuple[str, ...] | None:
-    """The system's C++ compiler, or None where there is none."""
+def host() -> tuple[str, ...]:
+    """The system's C++ compiler.
+
+    Raises:
+        SystemExit: there is none.
+    """
     command = os.environ.get("CXX", "c++").split()
-    return tuple(command) if shutil.which(command[0]) else None
+    if shutil.which(command[0]) is None:
+        raise SystemExit(f"there is no C++ compiler {command[0]!r}; install one (such as g++) or name it in CXX")
+    return tuple(command)
 
 
 def zig(target: str, language: str = "c++") -> tuple[str, ...]:

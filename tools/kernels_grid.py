@@ -1,12 +1,12 @@
-"""The kernels against plain loops, without ONNX Runtime, here or on an emulated processor: `python tools/kernels_grid.py [TARGET]`.
+"""The kernels against plain loops, without ONNX Runtime, here or on an emulated processor.
 
     python tools/kernels_grid.py                  # the system's compiler, this machine
     python tools/kernels_grid.py aarch64          # zig (pip install '.[wheels]'), run by qemu-aarch64 (Debian: qemu-user)
     python tools/kernels_grid.py x86_64           # zig, run here
     python tools/kernels_grid.py --sanitizer thread
 
-The program is `tests/native/`; it prints a line per instruction set.  Nothing here is timed: an emulator says what is right, not what
-is fast.  The exit code is 0 when every answer was right.
+The program is `tests/native/`; it prints a line per instruction set.  Nothing here is timed: an emulator says what is right, not
+what is fast.  The exit code is 0 when every answer was right.
 """
 
 from __future__ import annotations
@@ -47,17 +47,10 @@ def emulator(target: str) -> list[str]:
 
 
 def build(target: str, output: Path, *flags: str) -> None:
-    """Compiles the program with the kernels into one file; for an emulator with no library outside of it.
-
-    Raises:
-        SystemExit: there is no compiler.
-    """
+    """Compiles the program with the kernels into one file; for an emulator with no library outside of it."""
     sources = [*PROGRAM, *compiler.SOURCES]
     if target == "host":
-        command = compiler.host()
-        if command is None:
-            raise SystemExit("there is no C++ compiler; install one (such as g++) or name it in CXX")
-        compiler.build(command, sources, output, "-pthread", *flags)
+        compiler.build(compiler.host(), sources, output, "-pthread", *flags)
     else:
         compiler.build(compiler.zig(f"{target}-linux-musl"), sources, output, "-static", *flags)
 

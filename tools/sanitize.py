@@ -24,11 +24,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from relrep_onnx.kernels import functions, instruction_sets
 from relrep_onnx.runtime import FAILURES
 from relrep_onnx.types import Array
+from tools import compiler
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-SOURCES: Final = ROOT / "relrep_onnx" / "kernels" / "src"
-FLAGS: Final = ("-std=c++17", "-O0", "-g", "-fno-omit-frame-pointer", "-ffp-contract=fast", "-Wno-psabi", "-fPIC", "-shared")
-SANITIZERS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FLAGS: Final = (
+    "-O0",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fPIC",
+    "-shared",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+)
 CASES: Final = 20_000
 ODD: Final = (-1, 0, 1, 2, 3, 5, 7, 64, 255, 4096, 2**20, 2**31 - 1, 2**31, 2**33, 2**62, -(2**63))
 FAMILIES: Final = ("SparseConv", "SparseGemm", "SparseQConv", "SparseQGemm")
@@ -38,15 +45,15 @@ SHAPES: Final = ((8, 6, 3, 3), (12, 5, 1, 1), (6, 1, 3, 2), (8, 16), (7, 33))
 def build(folder: Path) -> Path:
     """The library with sanitizers; unoptimized, which compiles fast and hides nothing."""
     library = folder / "libsanitized.so"
-    compiler = os.environ.get("CXX", "c++")
-    subprocess.run([compiler, *FLAGS, *SANITIZERS, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(library)], check=True)
+    compiler.build(compiler.host(), compiler.SOURCES, library, *FLAGS)
     return library
 
 
 def runtime_library(name: str) -> str:
     """Where the compiler keeps a library of its own."""
-    compiler = os.environ.get("CXX", "c++")
-    return subprocess.run([compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [*compiler.host(), f"-print-file-name={name}"], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def model_of(shape: tuple[int, ...], parts: dict[str, Array], attributes: dict[str, Any], name: str) -> ModelProto:

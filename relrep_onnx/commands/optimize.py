@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
@@ -33,7 +33,7 @@ from relrep_onnx.estimate import estimate
 from relrep_onnx.files import write_text
 from relrep_onnx.pipeline import optimize as run_optimize
 from relrep_onnx.progress import shown_progress
-from relrep_onnx.types import ConfigError
+from relrep_onnx.types import ConfigError, Unit
 
 
 @click.command()
@@ -43,7 +43,11 @@ from relrep_onnx.types import ConfigError
 @CALIBRATE_OPTIONS
 @SELECT_OPTIONS
 @METHOD_OPTIONS
-@setting("--budget", type=click.Choice(["weights", "macs"]), help="What --sparsity counts.")
+@setting(
+    "--budget",
+    type=click.Choice(get_args(Unit)),
+    help="What --sparsity counts; latency: the time that the sparse kernels are predicted to spend on the weights.",
+)
 @setting(
     "--pattern",
     metavar="PATTERN",

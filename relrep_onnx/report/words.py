@@ -89,9 +89,9 @@ def refinement_verdict(refinement: Refinement) -> str:
     done = refinement.history[-1].number
     how = f"{done} of {refinement.epochs} epochs" + " (interrupted)" * refinement.interrupted
     if refinement.kept == 0:
-        return f"refinement kept the start: none of {how} was better (relative L2 of the outputs {start.error:.3g})"
+        return f"refinement kept the start: none of {how} was better (relative L2 of block ends and outputs {start.error:.3g})"
     way = f"from {start.error:.3g} to {best.error:.3g}"
-    return f"refinement moved the relative L2 of the outputs {way} ({how}; epoch {best.number} kept)"
+    return f"refinement moved the relative L2 of block ends and outputs {way} ({how}; epoch {best.number} kept)"
 
 
 def refinement_lines(refinement: Refinement) -> list[str]:

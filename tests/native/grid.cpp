@@ -1,9 +1,9 @@
 // The kernels against plain loops over dense weights, for every instruction set this processor has, without ONNX Runtime.
 //
-//   grid [random cases]        prints a line per instruction set; exit code 1 where an answer is wrong
+//   grid [random cases]        prints two lines per instruction set; exit code 1 where an answer is wrong
 //
 // Each case runs with one thread and with three, which must agree to the bit.  A family of operators is a function that checks one
-// case and a list of its cases; `main` names them.
+// case, a list of its cases and the error that is allowed; `main` names them.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -24,9 +24,11 @@ namespace {
 using namespace relrep;
 using Sizes = std::vector<std::int64_t>;
 using Floats = std::vector<float>;
+using Doubles = std::vector<double>;
 
 constexpr float kLow = -0.5f, kHigh = 0.75f;
-constexpr double kTolerance = 1e-4;  // of the largest output
+constexpr double kFloatTolerance = 1e-4;  // of the largest output
+constexpr double kByteTolerance = 1.0;    // steps: a sum that lies between two is rounded either way
 constexpr int kThreads = 3;
 
 std::string describe(const Sizes& sizes) {
@@ -45,7 +47,7 @@ struct Case {
   Sizes weight, x;
   Window window{};
   double density = 0.2;
-  std::int64_t block = 1;  // neighbouring output channels that share their positions
+  std::int64_t block = 1;  // neighbouring output channels (int8: input channels) that share their positions
   bool adds = false;
   const char* activation = "";
 
@@ -86,22 +88,38 @@ Floats sparse_weight(const Case& c) {
   return weight;
 }
 
+std::vector<std::int8_t> sparse_bytes(const Case& c) {
+  std::bernoulli_distribution keep(c.density);
+  std::uniform_int_distribution<int> draw(-127, 127);
+  std::vector<std::int8_t> weight(static_cast<std::size_t>(product(c.weight)));
+  const std::int64_t kernel = product(c.weight) / c.weight[0] / c.weight[1];
+  std::vector<bool> kept(static_cast<std::size_t>(kernel));
+  for (std::int64_t i = 0; i < c.weight[0] * c.weight[1]; ++i) {
+    if (i % c.weight[1] % c.block == 0)
+      for (std::int64_t k = 0; k < kernel; ++k) kept[k] = keep(randomness);
+    for (std::int64_t k = 0; k < kernel; ++k)
+      if (kept[k]) weight[i * kernel + k] = static_cast<std::int8_t>(draw(randomness));
+  }
+  return weight;
+}
+
 // The nonzeros and the distances between their positions; at least one entry.
-std::pair<Floats, std::vector<std::uint8_t>> encode(const Floats& weight) {
-  Floats values;
+template <class T>
+std::pair<std::vector<T>, std::vector<std::uint8_t>> encode(const std::vector<T>& weight) {
+  std::vector<T> values;
   std::vector<std::uint8_t> gaps;
   std::size_t last = 0;
   for (std::size_t i = 0; i < weight.size(); ++i) {
-    if (weight[i] == 0.0f) continue;
+    if (weight[i] == T{}) continue;
     for (; i - last > 255; last += 255) {
-      values.push_back(0.0f);
+      values.push_back(T{});
       gaps.push_back(255);
     }
     values.push_back(weight[i]);
     gaps.push_back(static_cast<std::uint8_t>(i - last));
     last = i;
   }
-  if (values.empty()) return {{0.0f}, {0}};
+  if (values.empty()) return {{T{}}, {0}};
   return {values, gaps};
 }
 
@@ -115,10 +133,10 @@ Sizes conv_dims(const Case& c) {
   return {c.x[0], c.weight[0], out(0), out(1)};
 }
 
-std::vector<double> dense_conv(const Case& c, const Floats& weight, const Floats& x, const Floats& bias) {
+Doubles dense_conv(const Case& c, const Doubles& weight, const Doubles& x, const Doubles& bias) {
   const Sizes dims = conv_dims(c);
   const std::int64_t channels = c.weight[1], kh = c.weight[2], kw = c.weight[3], rows = c.weight[0] / c.window.group;
-  std::vector<double> y(static_cast<std::size_t>(product(dims)));
+  Doubles y(static_cast<std::size_t>(product(dims)));
   std::size_t at = 0;
   for (std::int64_t n = 0; n < dims[0]; ++n)
     for (std::int64_t r = 0; r < dims[1]; ++r)
@@ -132,75 +150,145 @@ std::vector<double> dense_conv(const Case& c, const Floats& weight, const Floats
                 const std::int64_t ix = ox * c.window.strides[1] + kx * c.window.dilations[1] - c.window.pads[1];
                 if (iy < 0 || iy >= c.x[2] || ix < 0 || ix >= c.x[3]) continue;
                 const std::int64_t from = ((n * c.x[1] + r / rows * channels + ch) * c.x[2] + iy) * c.x[3] + ix;
-                sum += static_cast<double>(weight[((r * channels + ch) * kh + ky) * kw + kx]) * x[from];
+                sum += weight[((r * channels + ch) * kh + ky) * kw + kx] * x[from];
               }
           y[at] = sum;
         }
   return y;
 }
 
-std::vector<double> dense_gemm(const Case& c, const Floats& weight, const Floats& x, const Floats& bias) {
+Doubles dense_gemm(const Case& c, const Doubles& weight, const Doubles& x, const Doubles& bias) {
   const std::int64_t rows = c.weight[0], cols = c.weight[1], batch = product(c.x) / cols;
-  std::vector<double> y(static_cast<std::size_t>(batch * rows));
+  Doubles y(static_cast<std::size_t>(batch * rows));
   for (std::int64_t n = 0; n < batch; ++n)
     for (std::int64_t r = 0; r < rows; ++r) {
       double sum = bias[r];
-      for (std::int64_t i = 0; i < cols; ++i) sum += static_cast<double>(weight[r * cols + i]) * x[n * cols + i];
+      for (std::int64_t i = 0; i < cols; ++i) sum += weight[r * cols + i] * x[n * cols + i];
       y[n * rows + r] = sum;
     }
   return y;
 }
 
+bool convolves(const Case& c) { return c.weight.size() == 4; }
+
+Doubles dense(const Case& c, const Doubles& weight, const Doubles& x, const Doubles& bias) {
+  return convolves(c) ? dense_conv(c, weight, x, bias) : dense_gemm(c, weight, x, bias);
+}
+
+Sizes dims_of(const Case& c) {
+  if (convolves(c)) return conv_dims(c);
+  Sizes dims = c.x;
+  dims.back() = c.weight[0];
+  return dims;
+}
+
+template <class T>
+Doubles doubles(const std::vector<T>& values) {
+  return Doubles(values.begin(), values.end());
+}
+
 // ------------------------------------------------------------------------------------------------------ a case of one family
 
-// The largest error as a share of the largest output; throws std::runtime_error where the library refuses or its threads disagree.
-double check(const Case& c) {
-  const bool conv = c.weight.size() == 4;
-  const Floats weight = sparse_weight(c), x = normal(product(c.x)), bias = normal(c.weight[0]);
-  const auto [values, gaps] = encode(weight);
-  const std::int64_t count = static_cast<std::int64_t>(values.size());
+ort::KernelInfo attributes_of(const Case& c) {
   ort::KernelInfo info;
   info.integers["weight_shape"] = c.weight;
-  info.numbers = {{"min", kLow}, {"max", kHigh}};
-  if (conv) {
+  if (convolves(c)) {
     info.integers["strides"] = c.window.strides;
     info.integers["pads"] = c.window.pads;
     info.integers["dilations"] = c.window.dilations;
     info.integers["group"] = {c.window.group};
   }
-  info.constants[1] = stand_in::tensor(ort::kFloat, {count}, values);
-  info.constants[2] = stand_in::tensor(ort::kUint8, {count}, gaps);
-  info.constants[3] = stand_in::tensor(ort::kFloat, {c.weight[0]}, bias);
+  return info;
+}
 
-  std::vector<double> wanted = conv ? dense_conv(c, weight, x, bias) : dense_gemm(c, weight, x, bias);
-  Sizes dims = conv ? conv_dims(c) : c.x;
-  if (!conv) dims.back() = c.weight[0];
-  std::map<std::size_t, ort::Value> inputs{{0, stand_in::tensor(ort::kFloat, c.x, x)}};
-  if (c.adds) {
-    const Floats residual = normal(product(dims));
-    inputs[4] = stand_in::tensor(ort::kFloat, dims, residual);
-    for (std::size_t i = 0; i < wanted.size(); ++i) wanted[i] += residual[i];
-  }
-  const std::string activation = c.activation;
-  const double infinity = std::numeric_limits<double>::infinity();
-  const double low = activation == "Relu" ? 0.0 : activation == "Clip" ? kLow : -infinity, high = activation == "Clip" ? kHigh : infinity;
-
-  const stand_in::Node node(std::string(conv ? "SparseConv" : "SparseGemm") + (c.adds ? "Add" : "") + activation, info);
+// The output; throws std::runtime_error where the library refuses, its threads disagree or the shape is wrong.
+ort::Value run(const Case& c, const std::string& name, const ort::KernelInfo& info, const std::map<std::size_t, ort::Value>& inputs) {
+  const stand_in::Node node(name, info);
   ort::Value one, several;
   std::string error = node.error();
   if (error.empty()) error = node.run(inputs, 1, one);
   if (error.empty()) error = node.run(inputs, kThreads, several);
   if (!error.empty()) throw std::runtime_error(error);
-  if (one.shape.dims != dims) throw std::runtime_error("the output is " + describe(one.shape.dims));
+  if (one.shape.dims != dims_of(c)) throw std::runtime_error("the output is " + describe(one.shape.dims));
   if (one.bytes != several.bytes) throw std::runtime_error("one thread and several disagree");
-  const Floats got = stand_in::elements<float>(one);
+  return one;
+}
+
+// The largest error as a share of the largest output.
+double check_floats(const Case& c) {
+  const Floats weight = sparse_weight(c), x = normal(product(c.x)), bias = normal(c.weight[0]);
+  const auto [values, gaps] = encode(weight);
+  const std::int64_t count = static_cast<std::int64_t>(values.size());
+  ort::KernelInfo info = attributes_of(c);
+  info.numbers = {{"min", kLow}, {"max", kHigh}};
+  info.constants[1] = stand_in::tensor(ort::kFloat, {count}, values);
+  info.constants[2] = stand_in::tensor(ort::kUint8, {count}, gaps);
+  info.constants[3] = stand_in::tensor(ort::kFloat, {c.weight[0]}, bias);
+  Doubles wanted = dense(c, doubles(weight), doubles(x), doubles(bias));
+  std::map<std::size_t, ort::Value> inputs{{0, stand_in::tensor(ort::kFloat, c.x, x)}};
+  if (c.adds) {
+    const Floats residual = normal(product(dims_of(c)));
+    inputs[4] = stand_in::tensor(ort::kFloat, dims_of(c), residual);
+    for (std::size_t i = 0; i < wanted.size(); ++i) wanted[i] += residual[i];
+  }
+  const std::string activation = c.activation;
+  const double infinity = std::numeric_limits<double>::infinity();
+  const double low = activation == "Relu" ? 0.0 : activation == "Clip" ? kLow : -infinity;
+  const double high = activation == "Clip" ? kHigh : infinity;
+  const std::string name = std::string(convolves(c) ? "SparseConv" : "SparseGemm") + (c.adds ? "Add" : "") + activation;
+  const Floats got = stand_in::elements<float>(run(c, name, info, inputs));
   double largest = 1e-3, off = 0.0;
   for (std::size_t i = 0; i < got.size(); ++i) {
-    const double clamped = std::min(std::max(wanted[i], low), high);
-    largest = std::max(largest, std::abs(clamped));
-    off = std::max(off, std::isnan(got[i]) ? infinity : std::abs(got[i] - clamped));
+    const double right = std::min(std::max(wanted[i], low), high);
+    largest = std::max(largest, std::abs(right));
+    off = std::max(off, std::isnan(got[i]) ? infinity : std::abs(got[i] - right));
   }
   return off / largest;
+}
+
+// The largest error in steps of the output's bytes.
+double check_bytes(const Case& c) {
+  constexpr std::uint8_t kXZero = 113, kYZero = 90, kLowest = 60, kHighest = 200;
+  const std::size_t rows = static_cast<std::size_t>(c.weight[0]);
+  const std::vector<std::int8_t> weight = sparse_bytes(c);
+  std::vector<std::uint8_t> x(static_cast<std::size_t>(product(c.x)));
+  for (std::uint8_t& v : x) v = static_cast<std::uint8_t>(std::uniform_int_distribution<int>(0, 255)(randomness));
+  std::vector<std::int32_t> bias(rows);
+  for (std::int32_t& v : bias) v = std::uniform_int_distribution<std::int32_t>(-5000, 5000)(randomness);
+  Floats scale(rows);
+  for (float& v : scale) v = std::uniform_real_distribution<float>(0.01f, 0.03f)(randomness);
+
+  Doubles shifted = doubles(x);
+  for (double& v : shifted) v -= kXZero;  // padding is the zero point, which is 0 here
+  Doubles wanted = dense(c, doubles(weight), shifted, doubles(bias));
+  const Sizes dims = dims_of(c);
+  const std::size_t plane = convolves(c) ? static_cast<std::size_t>(dims[2] * dims[3]) : 1;
+  double largest = 1.0;
+  for (const double v : wanted) largest = std::max(largest, std::abs(v));
+  const float x_scale = 0.02f, y_scale = static_cast<float>(x_scale * 0.03 * largest / 160);
+
+  const auto [values, gaps] = encode(weight);
+  const std::int64_t count = static_cast<std::int64_t>(values.size());
+  const bool clips = std::string(c.activation) == "Clip";
+  ort::KernelInfo info = attributes_of(c);
+  if (clips) info.integers.insert({{"low", {kLowest}}, {"high", {kHighest}}});
+  info.constants[1] = stand_in::tensor(ort::kFloat, {}, Floats{x_scale});
+  info.constants[2] = stand_in::tensor(ort::kUint8, {}, std::vector<std::uint8_t>{kXZero});
+  info.constants[3] = stand_in::tensor(ort::kInt8, {count}, values);
+  info.constants[4] = stand_in::tensor(ort::kUint8, {count}, gaps);
+  info.constants[5] = stand_in::tensor(ort::kFloat, {c.weight[0]}, scale);
+  info.constants[6] = stand_in::tensor(ort::kFloat, {}, Floats{y_scale});
+  info.constants[7] = stand_in::tensor(ort::kUint8, {}, std::vector<std::uint8_t>{kYZero});
+  info.constants[8] = stand_in::tensor(ort::kInt32, {c.weight[0]}, bias);
+  const std::string name = std::string(convolves(c) ? "SparseQConv" : "SparseQGemm") + (clips ? "Clip" : "");
+  const ort::Value output = run(c, name, info, {{0, stand_in::tensor(ort::kUint8, c.x, x)}});
+  double off = 0.0;
+  for (std::size_t i = 0; i < wanted.size(); ++i) {
+    const double rounded = std::nearbyint(wanted[i] * x_scale * scale[i / plane % rows] / y_scale) + kYZero;
+    const double right = std::min(std::max(rounded, clips ? kLowest : 0.0), clips ? kHighest : 255.0);
+    off = std::max(off, std::abs(output.bytes[i] - right));
+  }
+  return off;
 }
 
 // ------------------------------------------------------------------------------------------------------------------ the cases
@@ -238,7 +326,7 @@ std::vector<Case> shapes() {
 }
 
 // Every shape in every density and block, then every fusion, then random convolutions.
-std::vector<Case> floating_point_cases(int random) {
+std::vector<Case> float_cases(int random) {
   std::vector<Case> cases;
   for (Case c : shapes())
     for (const auto& [density, block] : {std::pair{0.2, 1}, {0.2, 4}, {0.02, 1}, {1.0, 1}, {0.0, 1}}) {
@@ -335,22 +423,29 @@ int hostile() {
   return accepted;
 }
 
-// All cases on the instruction set that the environment names; how many were wrong.
-int run_cases(const std::string& isa, const std::vector<Case>& cases) {
+// The same without what the int8 operators do not fuse.
+std::vector<Case> byte_cases(int random) {
+  std::vector<Case> cases;
+  for (const Case& c : float_cases(random))
+    if (!c.adds && std::string(c.activation) != "Relu") cases.push_back(c);
+  return cases;
+}
+
+// All cases of a family on the instruction set that the environment names; how many were wrong.
+int run_cases(const std::string& title, const std::vector<Case>& cases, double (*check)(const Case&), double allowed) {
   double worst = 0.0;
   int wrong = 0;
   for (const Case& c : cases) {
     try {
       const double error = check(c);
       worst = std::max(worst, error);
-      if (error > kTolerance) throw std::runtime_error("it is off by " + std::to_string(error));
+      if (error > allowed) throw std::runtime_error("it is off by " + std::to_string(error));
     } catch (const std::runtime_error& error) {
       ++wrong;
-      std::printf("%s: %s: %s\n", isa.c_str(), c.text().c_str(), error.what());
+      std::printf("%s: %s: %s\n", title.c_str(), c.text().c_str(), error.what());
     }
   }
-  wrong += crowd() + hostile();
-  std::printf("%s: %zu cases, %d wrong, largest error %.1e\n", isa.c_str(), cases.size(), wrong, worst);
+  std::printf("%s: %zu cases, %d wrong, largest error %.1e (allowed: %.0e)\n", title.c_str(), cases.size(), wrong, worst, allowed);
   return wrong;
 }
 
@@ -359,6 +454,7 @@ int run_cases(const std::string& isa, const std::vector<Case>& cases) {
 int main(int count, char** arguments) {
   const int random = count > 1 ? std::atoi(arguments[1]) : 200;
   int wrong = 0;
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
   if (stand_in::register_library(ort::kApiVersion - 1).empty()) {
     ++wrong;
     std::puts("a runtime that is too old is not refused");
@@ -374,7 +470,9 @@ int main(int count, char** arguments) {
     const std::string isa = names.substr(0, end);
     setenv("RELREP_KERNELS_ISA", isa.c_str(), 1);
     randomness.seed(7);
-    wrong += run_cases(isa, floating_point_cases(random));
+    wrong += run_cases(isa + " fp32", float_cases(random), check_floats, kFloatTolerance);
+    wrong += run_cases(isa + " int8", byte_cases(random), check_bytes, kByteTolerance);
+    wrong += crowd() + hostile();
   }
   return wrong == 0 ? 0 : 1;
 }

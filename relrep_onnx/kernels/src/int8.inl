@@ -3,7 +3,9 @@
 // The including file has defined, besides macros: `Int`, a vector of int32, and two structs `Narrow` and `Wide` with
 //   Weight from(Int)                 weights of every lane, ready
 //   Int add(Int sum, Int x, Weight)  sum + x0 w0 + x1 w1 + x2 w2 + x3 w3 per lane; uint8 x, int8 w
-// where `Narrow` may overflow if a pair of products leaves int16, and both compute with x less RELREP_LESS.
+// where `Narrow` may overflow if a pair of products leaves int16, and both compute with x less RELREP_LESS; and
+//   void put_bytes(uint8* to, Int v)  the lanes, each between 0 and 255
+#include "bytes.inl"
 #include "int8.h"
 #include "tiles.inl"
 
@@ -14,16 +16,10 @@ constexpr std::int64_t kLanes = RELREP_LANES;
 
 typedef float Float __attribute__((vector_size(RELREP_LANES * 4)));
 typedef std::int32_t LooseInt __attribute__((vector_size(RELREP_LANES * 4), aligned(4), may_alias));
-typedef std::uint32_t Word __attribute__((vector_size(RELREP_LANES * 4)));
-typedef std::uint8_t Bytes __attribute__((vector_size(RELREP_LANES)));
-typedef std::uint8_t LooseBytes __attribute__((vector_size(RELREP_LANES), aligned(1), may_alias));
-typedef std::uint16_t Shorts __attribute__((vector_size(RELREP_LANES * 2)));
-typedef std::uint16_t LooseShorts __attribute__((vector_size(RELREP_LANES * 2), aligned(1), may_alias));
 
 inline Int load(const void* p) { return *static_cast<const LooseInt*>(p); }
 inline void store(void* p, Int v) { *static_cast<LooseInt*>(p) = v; }
 inline Int spread(std::int32_t v) { return v - Int{}; }
-inline Word widened(const void* p) { return __builtin_convertvector(*static_cast<const LooseBytes*>(p), Word); }
 
 inline void fill(std::uint32_t* to, std::uint32_t value, std::int64_t n) {
   for (std::int64_t i = 0; i < n; ++i) to[i] = value;
@@ -37,8 +33,7 @@ inline void finish(Int sum, float scale, const Requantize& r, std::uint8_t* to) 
   v = v < low ? low : v;
   v = v > high ? high : v;
   v += kMagic;
-  const Int bits = (Int)v - (0x4B400000 - r.zero_point);
-  *reinterpret_cast<LooseBytes*>(to) = __builtin_convertvector(bits, Bytes);
+  put_bytes(to, (Int)v - (0x4B400000 - r.zero_point));
 }
 
 // acc[t] += dot products of one list of nonzeros; few vectors sum into several sets, as in core.inl.
@@ -131,19 +126,14 @@ inline SumPass find_pass(const Blocks& blocks, std::int64_t vectors) {
 
 // ------------------------------------------------------------------------------------------------------------- convolution
 
-// Four channels' bytes side by side, `stride` apart; `left` bytes of each row may be read.
+// Four channels' bytes side by side, `stride` apart; `left` bytes may be read from each on.  Up to 15 words behind the last are
+// written too: the next row and the slack come there.
 inline void interleave(std::uint32_t* to, const std::uint8_t* const* row, std::int64_t stride, std::int64_t n, std::int64_t left) {
   std::int64_t i = 0;
   if (stride == 1) {
-    for (; i + kLanes <= n; i += kLanes)
-      store(to + i, (Int)(widened(row[0] + i) | widened(row[1] + i) << 8 | widened(row[2] + i) << 16 | widened(row[3] + i) << 24));
+    for (; i < n && i + kWoven <= left; i += kWoven) weave(to + i, row, i);
   } else if (stride == 2) {
-    const auto even = [i = &i, row](int c) {
-      const Shorts both = *reinterpret_cast<const LooseShorts*>(row[c] + 2 * *i);
-      return __builtin_convertvector(both & 255, Word);
-    };
-    for (; i + kLanes <= n && 2 * (i + kLanes) <= left; i += kLanes)
-      store(to + i, (Int)(even(0) | even(1) << 8 | even(2) << 16 | even(3) << 24));
+    for (; i < n && 2 * (i + kWoven) <= left; i += kWoven) weave_even(to + i, row, 2 * i);
   }
   for (; i < n; ++i) {
     const std::int64_t at = stride * i;
@@ -152,8 +142,8 @@ inline void interleave(std::uint32_t* to, const std::uint8_t* const* row, std::i
 }
 
 // Channels [first, last) of one group; missing ones at its end repeat the last, whose weights are zero there.
-void pack_block(const Int8ConvPlan& plan, const std::uint8_t* x, std::int64_t first, std::int64_t last, std::int64_t oy,
-                std::int64_t ox, std::uint32_t* to) {
+void pack_block(const Int8ConvPlan& plan, const std::uint8_t* x, const std::uint8_t* x_end, std::int64_t first, std::int64_t last,
+                std::int64_t oy, std::int64_t ox, std::uint32_t* to) {
   const ConvShape& s = plan.shape;
   const Tiling& t = plan.tiling;
   const std::uint32_t padding = plan.padding * 0x01010101u;
@@ -172,7 +162,7 @@ void pack_block(const Int8ConvPlan& plan, const std::uint8_t* x, std::int64_t fi
         const std::uint8_t* row[4];
         for (std::int64_t k = 0; k < 4; ++k) row[k] = x + (least(c + k, last - 1) * s.height + iy) * s.width + column;
         fill(to, padding, begin);
-        interleave(to + begin, row, s.stride_w, end - begin, s.width - column);
+        interleave(to + begin, row, s.stride_w, end - begin, x_end - row[3]);
         fill(to + end, padding, t.plane_w - end);
       }
     }
@@ -197,7 +187,8 @@ void conv(const Int8ConvPlan& plan, const std::uint8_t* x, std::uint8_t* y, std:
     p.y_stride = out_plane;
     p.runs = runs;
     for (std::int64_t b = 0; b < t.blocks; ++b) {
-      pack_block(plan, x + image * plan.inputs * in_plane, 4 * b * t.block, least(4 * (b + 1) * t.block, plan.inputs), oy, ox, packed);
+      pack_block(plan, x + image * plan.inputs * in_plane, x + s.batch * s.groups * plan.inputs * in_plane, 4 * b * t.block,
+                 least(4 * (b + 1) * t.block, plan.inputs), oy, ox, packed);
       p.start = plan.blocks.start + (group * t.blocks + b) * plan.units;
       p.opens = b == 0;
       p.closes = b == t.blocks - 1;

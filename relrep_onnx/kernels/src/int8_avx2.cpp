@@ -2,6 +2,8 @@
 #include <immintrin.h>
 
 #include <cstdint>
+
+#include "cpu.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -35,13 +37,18 @@ struct Wide {
   }
 };
 
+inline void put_bytes(std::uint8_t* to, Int v) {
+  const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(shorts, shorts));
+}
+
 }  // namespace
 
 #define RELREP_CORE kInt8Avx2
 #define RELREP_LANES 8
 #define RELREP_MOST 12
 #define RELREP_LESS 0
-#define RELREP_SUPPORTED (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+#define RELREP_SUPPORTED (cpu_supports("avx2") && cpu_supports("fma"))
 #include "int8.inl"
 #if defined(__clang__)
 #pragma clang attribute pop

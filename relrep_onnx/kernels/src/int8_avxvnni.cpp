@@ -1,8 +1,9 @@
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 
 #include <cstdint>
+
+#include "cpu.h"
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma,avxvnni"))), apply_to = function)
 #else
@@ -20,10 +21,9 @@ struct Wide {
 };
 typedef Wide Narrow;
 
-// Older compilers' __builtin_cpu_supports does not know the name.
-inline bool has_avx_vnni() {
-  unsigned a = 0, b = 0, c = 0, d = 0;
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+inline void put_bytes(std::uint8_t* to, Int v) {
+  const __m128i shorts = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(shorts, shorts));
 }
 
 }  // namespace
@@ -32,7 +32,7 @@ inline bool has_avx_vnni() {
 #define RELREP_LANES 8
 #define RELREP_MOST 12
 #define RELREP_LESS 0
-#define RELREP_SUPPORTED has_avx_vnni()
+#define RELREP_SUPPORTED (cpu_supports("avx2") && cpu_supports("fma") && cpu_supports("avxvnni"))
 #include "int8.inl"
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -33,6 +33,12 @@ inline bool has_dotprod() {
 #endif
 }
 
+inline void put_bytes(std::uint8_t* to, Int v) {
+  const uint16x4_t shorts = vmovn_u32((uint32x4_t)v);
+  const uint32_t bytes = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(shorts, shorts))), 0);
+  __builtin_memcpy(to, &bytes, 4);
+}
+
 }  // namespace
 
 #define RELREP_CORE kInt8Dotprod

@@ -39,6 +39,16 @@ struct Wide {
 #endif
 typedef Wide Narrow;
 
+inline void put_bytes(std::uint8_t* to, Int v) {
+#if defined(__x86_64__)
+  const __m128i shorts = _mm_packs_epi32((__m128i)v, (__m128i)v);
+  const int bytes = _mm_cvtsi128_si32(_mm_packus_epi16(shorts, shorts));
+  __builtin_memcpy(to, &bytes, 4);
+#else
+  for (int lane = 0; lane < 4; ++lane) to[lane] = static_cast<std::uint8_t>(v[lane]);
+#endif
+}
+
 }  // namespace
 
 #define RELREP_CORE kInt8Portable
