@@ -15,7 +15,8 @@ from relrep_onnx.benchmark import Setting
 from relrep_onnx.distill import Outlook
 from relrep_onnx.export import Exported
 from relrep_onnx.inspection import Inspection
-from relrep_onnx.results import Analysis, LayerReport, Refined, Refinement, Result
+from relrep_onnx.results import Analysis, LayerReport, Refined, Refinement, Result, Sweep
+from relrep_onnx.sweeps import rows
 from relrep_onnx.types import ConfigError, Skipped
 from relrep_onnx.verify import Fidelity
 
@@ -88,6 +89,16 @@ def render_refined(result: Refined) -> RenderableType:
         "after:",
         render_fidelity(result.after),
     )
+
+
+def render_sweep(found: Sweep) -> RenderableType:
+    """The table of `sweep`, and what was picked."""
+    header, body = rows(found)
+    table = _table(*header)
+    for cells in body:
+        table.add_row(*(escape(clean(cell)) for cell in cells))
+    picked = [Text(f"picked {found.picked.name}: {clean(found.output or '')}", style="bold")] if found.picked else []
+    return Group(table, *picked)
 
 
 def render_outlook(outlooks: Sequence[Outlook]) -> RenderableType:

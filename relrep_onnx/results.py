@@ -191,6 +191,53 @@ class Refined:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Figures:
+    """What is known of one point of a sweep; None where it was not measured, or the model's outputs do not allow it.
+
+    `sparsity` and `macs_sparsity` are fractions of the prunable layers, `error` the relative L2 of the worst output, `agreement`
+    top-1 with the dense model, `metric` the user's own, `size` and `gzip` bytes of the file in the asked form, `latency`
+    milliseconds and `speedup` the dense model's in the same rounds over it.
+    """
+
+    sparsity: float
+    macs_sparsity: float
+    nonzeros: int
+    macs: int
+    error: float
+    agreement: float | None = None
+    metric: float | None = None
+    size: int | None = None
+    gzip: int | None = None
+    latency: float | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of settings, `name` after its folder; `failure` says why it has no figures."""
+
+    name: str
+    sparsity: float
+    pattern: str
+    allocate: str
+    repair: str
+    figures: Figures | None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Result of `sweep`: the points in the order of the grid, what was measured, and the picked one with its file."""
+
+    config: Config
+    provenance: Provenance
+    measures: tuple[str, ...]
+    points: tuple[Point, ...]
+    picked: Point | None
+    output: str | None
+
+
 def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mapping[str, int]) -> ModelSize:
     """Sizes of a model's files, and what these zeros leave of its prunable layers."""
     files, reports = list(files), list(reports)
@@ -203,7 +250,7 @@ def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mappin
     )
 
 
-def to_json(value: Analysis | BenchmarkResult | Fidelity | Refined) -> str:
+def to_json(value: Analysis | BenchmarkResult | Fidelity | Refined | Sweep) -> str:
     """The result as JSON with a schema version; numbers that are not finite become null."""
     return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
 

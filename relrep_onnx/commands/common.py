@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from rich.console import RenderableType
 from relrep_onnx import report
 from relrep_onnx.benchmark import BenchmarkResult
 from relrep_onnx.config import Config
-from relrep_onnx.results import Analysis, Refined, to_json
+from relrep_onnx.files import write_text
+from relrep_onnx.results import Analysis, Refined, Sweep, to_json
 from relrep_onnx.types import ConfigError
 from relrep_onnx.verify import Fidelity
 
@@ -55,18 +55,7 @@ def show(summary: RenderableType, written: str, seconds: float) -> None:
     console.print(f"wrote {report.clean(written)} in {seconds:.1f} s", style="bold", markup=False)
 
 
-def write_json(result: Analysis | BenchmarkResult | Fidelity | Refined, path: Path | None) -> None:
+def write_json(result: Analysis | BenchmarkResult | Fidelity | Refined | Sweep, path: Path | None) -> None:
     """A result as JSON, where a file was asked for."""
     if path is not None:
         write_text(path, to_json(result) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none: written under a temporary name, moved into place."""
-    temporary = path.with_name(f".{path.name}.relrep-{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}") from error

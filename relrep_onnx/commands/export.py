@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import config_of, write_text
+from relrep_onnx.commands.common import config_of
 from relrep_onnx.commands.options import (
     CONFIG_OPTION,
     DATA_OPTIONS,
@@ -21,6 +21,7 @@ from relrep_onnx.commands.options import (
     RUN_OPTIONS,
     setting,
 )
+from relrep_onnx.files import write_text
 from relrep_onnx.pipeline import export_model
 from relrep_onnx.progress import shown_progress
 from relrep_onnx.results import exports_to_json

@@ -9,7 +9,7 @@ import click
 
 from relrep_onnx import report
 from relrep_onnx.allocate import ALLOCATORS, AUTO
-from relrep_onnx.commands.common import config_of, show, target_of, write_json, write_text
+from relrep_onnx.commands.common import config_of, show, target_of, write_json
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -29,6 +29,7 @@ from relrep_onnx.commands.options import (
 )
 from relrep_onnx.config import EFFORTS
 from relrep_onnx.estimate import estimate
+from relrep_onnx.files import write_text
 from relrep_onnx.pipeline import optimize as run_optimize
 from relrep_onnx.progress import shown_progress
 from relrep_onnx.types import ConfigError
