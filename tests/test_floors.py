@@ -12,23 +12,8 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
-    **dict.fromkeys(
-        (
-            "moments",
-            "masks",
-            "swaps",
-            "patches",
-            "adam",
-            "augment",
-            "graph",
-            "runtime",
-            "cache",
-            "checkpoint",
-            "files",
-            "kernels",
-        ),
-        1,
-    ),
+    **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment"), 1),
+    **dict.fromkeys(("graph", "runtime", "cache", "checkpoint", "files", "store", "kernels"), 1),
     **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient", "deployment", "benchmark"), 2),
     **dict.fromkeys(("config", "repair", "distill", "export"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
@@ -46,7 +31,7 @@ FLOORS: Final[dict[str, int]] = {
 }
 """A folder is one room; its own modules must import each other in an order without a circle."""
 
-CALIBRATE: Final = {"types", "graph", "runtime", "moments", "patches"}
+CALIBRATE: Final = {"types", "graph", "runtime", "moments", "patches", "store"}
 CONFIG: Final = {"types", "augment", "data", "deployment", "masks", "runtime", "verify"}
 LIBRARIES: Final = {
     # In export for the converters that come with it; only runtime opens sessions.

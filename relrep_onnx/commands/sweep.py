@@ -24,6 +24,7 @@ from relrep_onnx.commands.options import (
 from relrep_onnx.progress import shown_progress
 from relrep_onnx.sweeps import Grid, parse_sparsities, plot_front
 from relrep_onnx.sweeps import sweep as run_sweep
+from relrep_onnx.types import ConfigError
 
 
 class Names(Forms):
@@ -54,6 +55,8 @@ class Names(Forms):
 @FORM_OPTIONS
 @setting("--eval", metavar="MODULE:FUNCTION", help="Your own metric, called with an onnxruntime.InferenceSession.")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Points that run at the same time.")
+@click.option("--engine", type=click.Choice(["local", "dask"]), default="local", show_default=True, help="Where points run.")
+@click.option("--scheduler", metavar="ADDRESS", help="Of a running Dask cluster, such as tcp://host:8786, for --engine dask.")
 @click.option("--keep", is_flag=True, help="Keep the model of every point in OUT_FOLDER/points.")
 @click.option(
     "--pick", metavar="WORDS", help='Choose a point, such as "error<0.05 & size min", and write its model to OUT_FOLDER/picked.'
@@ -74,6 +77,8 @@ def sweep(
     repairs: tuple[str, ...],
     measures: tuple[str, ...],
     jobs: int,
+    engine: str,
+    scheduler: str | None,
     keep: bool,
     pick: str | None,
     plot: Path | None,
@@ -87,6 +92,8 @@ def sweep(
     OUT_FOLDER holds the finished points and the tables; by default it is named after MODEL.  --max-memory is for all jobs
     together.
     """
+    if (engine == "dask") != (scheduler is not None):
+        raise ConfigError("--engine dask and --scheduler ADDRESS go together; give both or neither")
     with shown_progress(quiet) as progress:
         found = run_sweep(
             model,
@@ -97,6 +104,7 @@ def sweep(
             holdout=holdout,
             measures=measures,
             jobs=jobs,
+            scheduler=scheduler,
             keep=keep,
             pick=pick,
             cache_dir=cache_dir,

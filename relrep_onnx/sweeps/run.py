@@ -9,6 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ from relrep_onnx.job import prepare, quiet
 from relrep_onnx.results import Figures, Point, Provenance, Sweep, to_json
 from relrep_onnx.statistics import dense_statistics
 from relrep_onnx.sweeps.book import Book, key_of
+from relrep_onnx.sweeps.cluster import Cluster, connected
 from relrep_onnx.sweeps.engines import Engine, here, processes
 from relrep_onnx.sweeps.grid import Grid
 from relrep_onnx.sweeps.pick import Pick
@@ -54,6 +56,7 @@ def sweep(
     holdout: Any = None,
     measures: Sequence[str] = ("error", "size"),
     jobs: int = 1,
+    scheduler: str | None = None,
     keep: bool = False,
     pick: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
@@ -71,6 +74,8 @@ def sweep(
         measures: "error", "size" and "latency"; latency is timed at the end, one model at a time.
         jobs: points that run at the same time, in processes of their own (call it under `if __name__ == "__main__"`); fewer where
             `config.max_memory`, by default half of what is free, does not hold so many.
+        scheduler: address of a Dask scheduler, whose workers see the folder, the model and the data under the same paths: points
+            and the dense pass run there.  `config.max_memory` is then for each of them.
         keep: the models of all points stay in the folder.
         pick: which point to choose, such as "error<0.05 & size min"; its model is written to `picked` in the folder.
         cache_dir: where the dense model's statistics are kept; by default in the folder while points are left to do.
@@ -83,6 +88,8 @@ def sweep(
     config, rule = config or Config(forms=("compact",)), None if pick is None else Pick.parse(pick)
     configs = (grid or Grid()).configs(config)
     _check(config, measures, rule, jobs)
+    if scheduler is not None and jobs > 1:
+        raise ConfigError("jobs counts processes of this machine; it cannot apply together with a Dask scheduler")
     book, timed = Book(Path(folder)), "latency" in measures
     source = _on_disk(model, book)
     places_of(source, book.folder / file_name(config), config)
@@ -92,21 +99,22 @@ def sweep(
         name: Task(name, source, calib, holdout, c, statistics, book.model(name, file_name(c)) if keep or timed else None)
         for name, c in configs.items()
     }
-    survey = _survey(model, tasks, book, progress, keep=keep, timed=timed)
-    todo = [task for name, task in tasks.items() if name not in survey.figures.keys() | survey.reasons.keys()]
-    engine, shared = _engine(survey, config, jobs)
-    _run([_shared(task, shared) for task in todo], engine, book, survey, progress)
-    if timed:
-        _time(tasks, book, survey, progress, keep=keep)
-    points = tuple(_point(name, c, survey, timed=timed) for name, c in configs.items())
-    found = Sweep(config, survey.provenance, tuple(measures), points, None, None)
-    _write_tables(found, book)
-    if not survey.figures:
-        raise ModelError(f"no point of the sweep could run; the first: {points[0].failure}")
-    if rule is not None:
-        chosen = rule.choose(points)
-        found = replace(found, picked=chosen, output=str(_fetch(tasks[chosen.name], book, engine, keep=keep)))
+    with nullcontext() if scheduler is None else connected(scheduler) as cluster:
+        survey = _survey(model, tasks, book, cluster, progress, keep=keep, timed=timed)
+        todo = [task for name, task in tasks.items() if name not in survey.figures.keys() | survey.reasons.keys()]
+        engine, shared = _engine(survey, config, jobs) if cluster is None else (cluster.run, config.max_memory)
+        _run([_shared(task, shared) for task in todo], engine, book, survey, progress)
+        if timed:
+            _time(tasks, book, survey, progress, keep=keep)
+        points = tuple(_point(name, c, survey, timed=timed) for name, c in configs.items())
+        found = Sweep(config, survey.provenance, tuple(measures), points, None, None)
         _write_tables(found, book)
+        if not survey.figures:
+            raise ModelError(f"no point of the sweep could run; the first: {points[0].failure}")
+        if rule is not None:
+            chosen = rule.choose(points)
+            found = replace(found, picked=chosen, output=str(_fetch(tasks[chosen.name], book, engine, keep=keep)))
+            _write_tables(found, book)
     if cache_dir is None:
         shutil.rmtree(statistics, ignore_errors=True)
     return found
@@ -148,7 +156,14 @@ def _on_disk(model: graphs.ModelSource, book: Book) -> Path:
 
 
 def _survey(
-    model: graphs.ModelSource, tasks: Mapping[str, Task], book: Book, progress: Progress, *, keep: bool, timed: bool
+    model: graphs.ModelSource,
+    tasks: Mapping[str, Task],
+    book: Book,
+    cluster: Cluster | None,
+    progress: Progress,
+    *,
+    keep: bool,
+    timed: bool,
 ) -> _Survey:
     """Looks which points are finished, and gathers the dense statistics of the others, once for each pattern's layers.
 
@@ -181,9 +196,8 @@ def _survey(
             else:
                 survey.figures[name] = figures
         if unfinished:
-            for _ in dense_statistics(
-                job.graph, job.layers, job.feeds(), job.settings, Cache(first.statistics), job.statistics_key
-            ):
+            walk, cache = cluster.dense_pass(first) if cluster is not None else None, Cache(first.statistics)
+            for _ in dense_statistics(job.graph, job.layers, job.feeds(), job.settings, cache, job.statistics_key, walk):
                 pass
     if survey is None:
         raise next(iter(refused.values()))
