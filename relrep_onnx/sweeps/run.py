@@ -94,13 +94,13 @@ def sweep(
     source = _on_disk(model, book)
     places_of(source, book.folder / file_name(config), config)
     statistics = Path(cache_dir).absolute() if cache_dir is not None else book.folder / "statistics"
-    calib, holdout = lasting(calib), lasting(holdout)
+    cache, calib, holdout = Cache(statistics), lasting(calib), lasting(holdout)
     tasks = {
         name: Task(name, source, calib, holdout, c, statistics, book.model(name, file_name(c)) if keep or timed else None)
         for name, c in configs.items()
     }
     with nullcontext() if scheduler is None else connected(scheduler) as cluster:
-        survey = _survey(model, tasks, book, cluster, progress, keep=keep, timed=timed)
+        survey = _survey(model, tasks, book, cache, cluster, progress, keep=keep, timed=timed)
         todo = [task for name, task in tasks.items() if name not in survey.figures.keys() | survey.reasons.keys()]
         engine, shared = _engine(survey, config, jobs) if cluster is None else (cluster.run, config.max_memory)
         _run([_shared(task, shared) for task in todo], engine, book, survey, progress)
@@ -159,6 +159,7 @@ def _survey(
     model: graphs.ModelSource,
     tasks: Mapping[str, Task],
     book: Book,
+    cache: Cache,
     cluster: Cluster | None,
     progress: Progress,
     *,
@@ -196,7 +197,7 @@ def _survey(
             else:
                 survey.figures[name] = figures
         if unfinished:
-            walk, cache = cluster.dense_pass(first) if cluster is not None else None, Cache(first.statistics)
+            walk = cluster.dense_pass(first) if cluster is not None else None
             for _ in dense_statistics(job.graph, job.layers, job.feeds(), job.settings, cache, job.statistics_key, walk):
                 pass
     if survey is None:

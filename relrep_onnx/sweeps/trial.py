@@ -18,7 +18,7 @@ from relrep_onnx.job import prepare, quiet
 from relrep_onnx.pipeline import optimize
 from relrep_onnx.results import Figures, Result
 from relrep_onnx.runtime import Session
-from relrep_onnx.types import ConfigError, ModelError, RelRepError
+from relrep_onnx.types import ModelError, RelRepError
 from relrep_onnx.verify import Fidelity, compare_sessions, load_metric, run_metric
 
 Outcome = Figures | str
@@ -45,8 +45,6 @@ def attempt(task: Task) -> Outcome:
             return _measured(task, task.output)
         with tempfile.TemporaryDirectory(prefix="relrep-") as folder:
             return _measured(task, Path(folder) / file_name(task.config))
-    except ConfigError as error:
-        return f"usage: {error}"
     except RelRepError as error:
         return str(error)
     except MemoryError:
