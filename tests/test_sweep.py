@@ -25,6 +25,7 @@ from relrep_onnx.calibrate import dense_pass
 from relrep_onnx.cli import main
 from relrep_onnx.results import Figures, Point
 from relrep_onnx.sweeps import parse_sparsities
+from relrep_onnx.sweeps.book import Book
 from relrep_onnx.sweeps.engines import processes
 from relrep_onnx.sweeps.pick import Pick
 from relrep_onnx.sweeps.run import _engine, _Survey
@@ -134,6 +135,11 @@ def test_points_of_other_data_or_settings_are_done_again(tmp_path: Path, monkeyp
     sweep(small_net(seed=3), tmp_path, inputs(seed=5), grid, BASE)
     run(tmp_path, grid, dataclasses.replace(BASE, positions=7))
     assert len(tasks) == 8
+
+
+def test_two_sweeps_do_not_share_a_folder(tmp_path: Path) -> None:
+    with Book(tmp_path).locked(), pytest.raises(ConfigError, match="another sweep is writing to"):
+        run(tmp_path, Grid((0.5,), allocate=("uniform",), repair=("none",)))
 
 
 def test_processes_give_what_one_gives_and_survive_a_death(tmp_path: Path) -> None:

@@ -9,9 +9,12 @@ FOLDER/statistics/               the dense network's, while points are left to d
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from relrep_onnx.files import write_text
@@ -28,6 +31,22 @@ class Book:
             (self.folder / "points").mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot use the folder {str(folder)!r}: {error.strerror}") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else may use the folder meanwhile; a killed process leaves no lock behind.
+
+        Raises:
+            ConfigError: another sweep is using it.
+        """
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ConfigError(
+                    f"another sweep is writing to {str(self.folder)!r}; wait for it, or give another folder"
+                ) from error
+            yield
 
     def model(self, name: str, file: str) -> Path:
         """Where a point's model is, if it is kept."""

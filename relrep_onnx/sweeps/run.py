@@ -99,7 +99,7 @@ def sweep(
         name: Task(name, source, calib, holdout, c, statistics, book.model(name, file_name(c)) if keep or timed else None)
         for name, c in configs.items()
     }
-    with nullcontext() if scheduler is None else connected(scheduler) as cluster:
+    with book.locked(), nullcontext() if scheduler is None else connected(scheduler) as cluster:
         survey = _survey(model, tasks, book, cache, cluster, progress, keep=keep, timed=timed)
         todo = [task for name, task in tasks.items() if name not in survey.figures.keys() | survey.reasons.keys()]
         engine, shared = _engine(survey, config, jobs) if cluster is None else (cluster.run, config.max_memory)
