@@ -458,5 +458,5 @@ def test_scale_fits_its_terms_and_adds_them_up() -> None:
     assert scale.fit(spent) == pytest.approx((3e-9, 5e-10))
     rows = dict(scale.billion(3e-9, 0.0))
     assert rows["weights"] == "1.01 billion"
-    seconds = 20 * 3e-9 * (5 * 2048**3 + 4 * 4096**3)
+    seconds = 20 * 3e-9 * (5 * 2048**3 + 8192**3)
     assert rows["reconstruction"] == f"{seconds / 3600:.1f} hours of one core"

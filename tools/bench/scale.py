@@ -31,18 +31,15 @@ from tools.bench.cost import gemm
 from tools.bench.data import ROOT, SAMPLES, environment, markdown_table
 
 JOBS: Final = (1, 2)
-GRID: Final = ("--sparsity", "0.6:0.9:0.1", "--allocate", "uniform,erk", "--repair", "variance,reconstruct")
-POINTS: Final = 16
-LAYERS: Final = ((1024, 1024), (1536, 512), (2048, 512), (2048, 2048))
+GRID: Final = ("--sparsity", "0.6:0.9:0.1", "--allocate", "uniform", "--repair", "variance,reconstruct")
+POINTS: Final = 8
+LAYERS: Final = ((768, 768), (1024, 256), (1024, 1024), (1536, 512))
 """Inputs and outputs of the layers that are measured."""
 SAMPLES_PER_INPUT: Final = 2
 RATE_SIZE: Final = 2048
 
 WIDTH, INNER, BLOCKS, TOKENS, CALIBRATION, POSITIONS = 2048, 8192, 20, 128, 512, 20
 """The computed transformer: four matrices WIDTH x WIDTH and two WIDTH x INNER in a block; its samples."""
-SPLIT: Final = 2
-TIMES: Final = 4
-"""A layer of INNER inputs is reconstructed in SPLIT blocks of columns, twice around: as TIMES layers of INNER / SPLIT inputs."""
 WALKS: Final = 4
 """Dense, sequential, the trials of single layers (about one pass together), verification."""
 
@@ -125,12 +122,7 @@ def billion(b: float, c: float) -> list[list[str]]:
     weights = BLOCKS * sum(columns * rows for columns, rows in matrices)
     sampled = CALIBRATION * POSITIONS
 
-    def reconstruct(columns: int, rows: int) -> float:
-        if columns == INNER:
-            return TIMES * reconstruct(INNER // SPLIT, rows)
-        return b * columns**3 + c * rows * columns**2
-
-    repair = BLOCKS * sum(reconstruct(*matrix) for matrix in matrices)
+    repair = BLOCKS * sum(b * columns**3 + c * rows * columns**2 for columns, rows in matrices)
     moments = BLOCKS * sum(2 * 2 * sampled * columns**2 for columns, _ in matrices) / double
     walks = WALKS * 2 * weights * CALIBRATION * TOKENS / single
     grams = BLOCKS * sum(8 * columns**2 for columns, _ in matrices)
@@ -146,26 +138,42 @@ def billion(b: float, c: float) -> list[list[str]]:
     ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    options = parser.parse_args()
-    print(", ".join(f"{name} {value}" for name, value in environment().items()), f"median of {options.rounds} rounds", sep="; ")
+def sweep_table(rounds: int) -> str:
+    """Sweeps by jobs."""
     header = ("jobs", "wall s", "processor s", "largest process MB", "points per minute")
-    body = [
-        [str(jobs), f"{s.wall:.1f}", f"{s.processor:.1f}", f"{s.peak / 1e6:.0f}", f"{60 * POINTS / s.wall:.1f}"]
-        for jobs, s in sweeps(options.rounds).items()
-    ]
-    print(f"\n{markdown_table(header, body)}\n")
-    measured = layers(options.rounds)
+    return markdown_table(
+        header,
+        [
+            [str(jobs), f"{s.wall:.1f}", f"{s.processor:.1f}", f"{s.peak / 1e6:.0f}", f"{60 * POINTS / s.wall:.1f}"]
+            for jobs, s in sweeps(rounds).items()
+        ],
+    )
+
+
+def layer_tables(rounds: int) -> str:
+    """Single layers, the fit, and what is computed from it."""
+    measured = layers(rounds)
     b, c = fit(measured)
     body = [
         [str(i), str(o), f"{s.processor:.1f}", f"{b * i**3 + c * o * i**2:.1f}", f"{s.peak / 1e6:.0f}"]
         for (i, o), s in measured.items()
     ]
-    print(markdown_table(("inputs", "outputs", "processor s", "as fitted", "peak MB"), body))
-    print(f"\nb = {b:.3g}, c = {c:.3g}; computed for a billion parameters:\n")
-    print(markdown_table(("", "computed"), billion(b, c)))
+    table = markdown_table(("inputs", "outputs", "processor s", "as fitted", "peak MB"), body)
+    computed = markdown_table(("", "computed"), billion(b, c))
+    return f"{table}\n\nb = {b:.3g}, c = {c:.3g}; computed for a billion parameters:\n\n{computed}"
+
+
+PARTS: Final = {"sweeps": sweep_table, "layers": layer_tables}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="only this; repeatable")
+    options = parser.parse_args()
+    print(", ".join(f"{name} {value}" for name, value in environment().items()), f"median of {options.rounds} rounds", sep="; ")
+    for name in options.part or PARTS:
+        print(f"\n{PARTS[name](options.rounds)}")
 
 
 if __name__ == "__main__":
