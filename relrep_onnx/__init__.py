@@ -5,7 +5,7 @@ from importlib.metadata import version
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
 from relrep_onnx.pipeline import analyze, compare, export_model, optimize, refine
-from relrep_onnx.results import Analysis, LayerReport, Result, Sweep
+from relrep_onnx.results import Analysis, LayerReport, Refined, Result, Sweep
 from relrep_onnx.sweeps import Grid, sweep
 from relrep_onnx.types import (
     BudgetError,
@@ -30,6 +30,7 @@ __all__ = [
     "Grid",
     "LayerReport",
     "ModelError",
+    "Refined",
     "RelRepError",
     "Result",
     "Sweep",

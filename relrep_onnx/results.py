@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto
 
-from relrep_onnx.benchmark import BenchmarkResult
+from relrep_onnx import graph as graphs
+from relrep_onnx.benchmark import Plan, Setting
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
+from relrep_onnx.points import Point
+from relrep_onnx.runtime import VERSION as ORT_VERSION
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
 from relrep_onnx.verify import Fidelity, gzip_size
 
@@ -94,7 +101,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A state on the way: mean loss of the epoch (NaN at the start), and the outputs' relative L2 on held-out samples."""
+    """A state on the way: mean loss of the epoch (NaN at the start); held out, the relative L2 of block ends and outputs."""
 
     number: int
     loss: float
@@ -192,41 +199,6 @@ class Refined:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What is known of one point of a sweep; None where it was not measured, or the model's outputs do not allow it.
-
-    `sparsity` and `macs_sparsity` are fractions of the prunable layers, `error` the relative L2 of the worst output, `agreement`
-    top-1 with the dense model, `metric` the user's own, `size` and `gzip` bytes of the file in the asked form, `latency`
-    milliseconds and `speedup` the dense model's in the same rounds over it.
-    """
-
-    sparsity: float
-    macs_sparsity: float
-    nonzeros: int
-    macs: int
-    error: float
-    agreement: float | None = None
-    metric: float | None = None
-    size: int | None = None
-    gzip: int | None = None
-    latency: float | None = None
-    speedup: float | None = None
-
-
-@dataclass(frozen=True)
-class Point:
-    """One combination of settings, `name` after its folder; `failure` says why it has no figures."""
-
-    name: str
-    sparsity: float
-    pattern: str
-    allocate: str
-    repair: str
-    figures: Figures | None
-    failure: str | None = None
-
-
-@dataclass(frozen=True)
 class Sweep:
     """Result of `sweep`: the points in the order of the grid, what was measured, and the picked one with its file."""
 
@@ -236,6 +208,58 @@ class Sweep:
     points: tuple[Point, ...]
     picked: Point | None
     output: str | None
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that was timed: bytes with external data, gzipped, and the hash of its graph and tensors."""
+
+    path: str
+    file_bytes: int
+    gzip_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Result of `benchmark`: every setting, and what is needed to run it again."""
+
+    settings: tuple[Setting, ...]
+    plan: Plan
+    models: tuple[ModelFile, ...]
+    processor: str
+    versions: dict[str, str]
+
+
+def benchmarked(settings: Sequence[Setting], plan: Plan, models: Iterable[Path]) -> BenchmarkResult:
+    """What was measured, with the facts on the files and on this machine."""
+    return BenchmarkResult(tuple(settings), plan, tuple(map(_model_file, models)), processor(), versions())
+
+
+def _model_file(path: Path) -> ModelFile:
+    loaded = graphs.load(path)
+    with graphs.input_files(loaded) as files:
+        sizes = sum(f.stat().st_size for f in files), sum(gzip_size(f) for f in files)
+    return ModelFile(str(path), *sizes, graphs.model_hash(loaded.model))
+
+
+def processor() -> str:
+    """This machine's processor, as exactly as it says."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """What ran: this package and those that its numbers depend on."""
+    return {
+        "relrep-onnx": version("relrep-onnx"),
+        "onnx": onnx.__version__,
+        "onnxruntime": ORT_VERSION,
+        "numpy": np.__version__,
+    }
 
 
 def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mapping[str, int]) -> ModelSize:
@@ -250,14 +274,20 @@ def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mappin
     )
 
 
-def to_json(value: Analysis | BenchmarkResult | Fidelity | Refined | Sweep) -> str:
-    """The result as JSON with a schema version; numbers that are not finite become null."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
+@dataclass(frozen=True)
+class Exports:
+    """Result of `export`."""
+
+    exports: tuple[Exported, ...]
 
 
-def exports_to_json(exports: Iterable[Exported]) -> str:
-    """The exports as JSON with the schema version."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, "exports": _plain(list(exports))}, indent=2, allow_nan=False)
+Reportable = Analysis | Result | Refined | BenchmarkResult | Fidelity | Exports | Sweep
+"""What can be written as JSON."""
+
+
+def to_json(value: Reportable) -> str:
+    """The result as JSON, as docs/report.schema.json describes it; numbers that are not finite become null."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

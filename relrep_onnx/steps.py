@@ -19,6 +19,8 @@ from relrep_onnx.cache import Cache
 from relrep_onnx.calibrate import Targets, sequential_pass
 from relrep_onnx.damage import OutputDamage
 from relrep_onnx.job import Job, quiet
+from relrep_onnx.kernels import costs as kernel_costs
+from relrep_onnx.kernels.costs import Kind
 from relrep_onnx.moments import Moments
 from relrep_onnx.refinement import Held, Recipe, refine
 from relrep_onnx.repair import REPAIRS, Repair, Task
@@ -27,7 +29,7 @@ from relrep_onnx.runtime import Session
 from relrep_onnx.score import GRID, score_layer
 from relrep_onnx.statistics import dense_statistics
 from relrep_onnx.store import TensorStore
-from relrep_onnx.types import CalibrationError, FloatArray, Layer, Progress, RepairedLayer, ScoreCurve
+from relrep_onnx.types import CalibrationError, Contraction, FloatArray, Layer, Progress, RepairedLayer, ScoreCurve, Unit
 
 PROBE_RANGE: Final = (0.5, 0.9)
 """Each layer's damage to the outputs is measured at the asked sparsity, inside this range."""
@@ -94,6 +96,26 @@ def score(
     return [scored[layer.name] for layer in job.layers]
 
 
+def latency_of(scored: Scored) -> float:
+    """Microseconds per weight and sample that the sparse kernels are predicted to spend on it, on one thread.
+
+    What a layer takes whatever its density is not counted: no sparsity removes it.
+    """
+    layer = scored.layer
+    kind: Kind = "product" if isinstance(layer.view, Contraction) else "pointwise" if layer.kernel == 1 else "conv"
+    if layer.channels == 1 and layer.groups > 1:
+        kind = "depthwise"
+    return kernel_costs.COSTS[kernel_costs.REFERENCE].single[kind].mac * scored.macs / layer.size / 1e6
+
+
+COSTS: Final[Mapping[Unit, Callable[[Scored], float]]] = {
+    "weights": lambda scored: 1.0,
+    "macs": lambda scored: scored.macs / scored.layer.size,
+    "latency": latency_of,
+}
+"""What one weight of a layer counts in each budget."""
+
+
 def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
     """The layers as allocators see them."""
     found = []
@@ -106,7 +128,7 @@ def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
                 weight=pattern.pooled(s.layer, abs(weight)),
                 saliency=pattern.pooled(s.layer, job.saliency(weight)),
                 curve=s.curve,
-                cost=s.macs / s.layer.size if job.config.budget == "macs" else 1.0,
+                cost=COSTS[job.config.budget](s),
                 zeros=int(weight.size - (weight != 0).sum()),
                 limit=pattern.limit(s.layer),
                 step=pattern.step,
@@ -192,7 +214,7 @@ def refined(job: Job, sparse: ModelProto, checkpoint: Path | None, progress: Pro
     graph = graphs.Graph(sparse)
     layers, _ = graphs.find_layers(graph, replace(config.as_selection(), min_size=1))
     d = distill.plan(job.loaded.model, sparse, layers, sample, runtime)
-    held = Held(d, job.session, job.batches(job.decision), runtime)
+    held = Held(d, job.batches(job.decision), runtime)
     values = {name: graph.stored(name) for name in d.names}
     kinds = augment_kinds(config.augment)
     key = repr((graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))

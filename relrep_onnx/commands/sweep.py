@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import config_of, write_json
+from relrep_onnx.commands.common import check_reports, command_line, config_of, publish
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -16,6 +16,7 @@ from relrep_onnx.commands.options import (
     JSON_OPTION,
     MODEL,
     QUIET_OPTION,
+    REPORT_OPTION,
     SELECT_OPTIONS,
     Forms,
     OutputFile,
@@ -63,6 +64,7 @@ class Names(Forms):
 )
 @click.option("--plot", type=OutputFile(), help="Error against size or latency as a picture (.png, .svg, .pdf).")
 @JSON_OPTION
+@REPORT_OPTION
 @CONFIG_OPTION
 @QUIET_OPTION
 def sweep(
@@ -83,6 +85,7 @@ def sweep(
     pick: str | None,
     plot: Path | None,
     json_path: Path | None,
+    report_path: Path | None,
     config_path: Path | None,
     quiet: bool,
     **_: Any,
@@ -92,6 +95,7 @@ def sweep(
     OUT_FOLDER holds the finished points and the tables; by default it is named after MODEL.  --max-memory is for all jobs
     together.
     """
+    check_reports()
     if (engine == "dask") != (scheduler is not None):
         raise ConfigError("--engine dask and --scheduler ADDRESS go together; give both or neither")
     with shown_progress(quiet) as progress:
@@ -110,8 +114,6 @@ def sweep(
             cache_dir=cache_dir,
             progress=progress,
         )
-    write_json(found, json_path)
     if plot is not None:
         plot_front(found, plot)
-    if not quiet:
-        report.console_for().print(report.render_sweep(found))
+    publish(report.of_sweep(found, command_line()), json_path, report_path, quiet=quiet)

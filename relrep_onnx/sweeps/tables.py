@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
-from relrep_onnx.results import Point, Sweep
+from relrep_onnx.points import Point
+from relrep_onnx.results import Sweep
 
 SETTINGS: Final = ("pattern", "allocate", "repair", "sparsity")
 NEEDS: Final[Mapping[str, str]] = {"size": "size", "gzip": "size", "latency": "latency", "speedup": "latency"}

@@ -4,8 +4,8 @@ Sweeps of the shipped sample with one job and two: wall seconds, processor secon
 thread each.  Rounds in turn, medians.
 
 Single layers: processor seconds of `optimize` on one matrix product, one thread, allocator uniform, against the terms of the cost
-of reconstruction, a + b in^3 + c out in^2 (samples grow with the inputs).  From these, and from the rate of plain matrix products,
-a transformer of a billion parameters is computed, not measured.
+of reconstruction, a + b in^3 + c out in^2 (samples grow with the inputs).  From these, and from the rate of plain matrix
+products, a transformer of a billion parameters is computed, not measured.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from typing import Final
 import numpy as np
 import onnx
 
-from tools.bench.cost import gemm
 from tools.bench.data import ROOT, SAMPLES, environment, markdown_table
+from tools.bench.growth import gemm
 
 JOBS: Final = (1, 2)
 GRID: Final = ("--sparsity", "0.6:0.9:0.1", "--allocate", "uniform", "--repair", "variance,reconstruct")
