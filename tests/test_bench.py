@@ -25,6 +25,7 @@ from tools.bench import (
     cost,
     exports,
     forms,
+    front,
     growth,
     handover,
     measured,
@@ -474,3 +475,14 @@ def test_scale_fits_its_terms_and_adds_them_up() -> None:
     assert rows["weights"] == "1.01 billion"
     seconds = 20 * 3e-9 * (5 * 2048**3 + 8192**3)
     assert rows["reconstruction"] == f"{seconds / 3600:.1f} hours of one core"
+
+
+def test_a_front_of_the_sample(tmp_path: Path) -> None:
+    options = front.parse(["--model", "fashion", "--forms", "4x1", "--sparsity", "0.5", "--rounds", "2"])
+    dense, int8, sparse = front.measure(options, tmp_path)
+    assert (dense.form, dense.faster, dense.removed) == ("dense", 1.0, 0.0)
+    assert int8.form == front.DENSE_INT8
+    assert int8.bytes < dense.bytes
+    assert (sparse.form, sparse.sparsity) == ("4x1", 0.5)
+    assert min(p.top1 for p in (dense, int8, sparse)) > 0.9
+    assert all(len(p.cells()) == len(front.HEADER) for p in (dense, int8, sparse))
