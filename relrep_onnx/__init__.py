@@ -5,7 +5,8 @@ from importlib.metadata import version
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
 from relrep_onnx.pipeline import analyze, compare, export_model, optimize, refine
-from relrep_onnx.results import Analysis, LayerReport, Refined, Result
+from relrep_onnx.results import Analysis, LayerReport, Refined, Result, Sweep
+from relrep_onnx.sweeps import Grid, sweep
 from relrep_onnx.types import (
     BudgetError,
     CalibrationError,
@@ -26,11 +27,13 @@ __all__ = [
     "ConfigError",
     "Exported",
     "Fidelity",
+    "Grid",
     "LayerReport",
     "ModelError",
     "Refined",
     "RelRepError",
     "Result",
+    "Sweep",
     "VerificationError",
     "__version__",
     "analyze",
@@ -38,4 +41,5 @@ __all__ = [
     "export_model",
     "optimize",
     "refine",
+    "sweep",
 ]

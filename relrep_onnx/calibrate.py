@@ -11,11 +11,9 @@ know of it.
 from __future__ import annotations
 
 import os
-import tempfile
 import zlib
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
@@ -25,6 +23,7 @@ from relrep_onnx.graph import Graph, Stage, branch_scale, plan_stages, read_weig
 from relrep_onnx.moments import Covariance, Moments, MomentStream
 from relrep_onnx.patches import choose_positions, design_rows, macs, output_rows
 from relrep_onnx.runtime import RuntimeOptions, Session
+from relrep_onnx.store import TensorStore
 from relrep_onnx.types import Array, CalibrationError, Feeds, FloatArray, Layer, Progress, RepairedLayer
 
 WIDE: Final = 8192
@@ -49,66 +48,15 @@ class WalkSettings:
 class Feeding:
     """The batches a network walks with: the first `fitted` calibrate, the others are held out.
 
-    `samples` and `total` count the samples and batches of a whole pass, which these batches may only begin.
+    `samples` and `total` count the samples and batches of a whole pass, which these batches may only begin; or be a shard of,
+    `first` batches after its start.
     """
 
     batches: Iterable[Feeds]
     fitted: int
     samples: int
     total: int
-
-
-class TensorStore:
-    """Arrays by key; past `limit` bytes they wait on disk.  Holds sequences too, in memory only."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.held = 0
-        self._values: dict[Hashable, Array | Path] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._files = 0
-
-    def __enter__(self) -> TensorStore:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Forgets everything."""
-        for key in list(self._values):
-            self.drop(key)
-        if self._folder is not None:
-            self._folder.cleanup()
-
-    def put(self, key: Hashable, value: Array) -> None:
-        """Keeps one tensor."""
-        if isinstance(value, np.ndarray) and self.held + value.nbytes > self._limit and not value.dtype.hasobject:
-            self._folder = self._folder or tempfile.TemporaryDirectory(prefix="relrep-")
-            self._files += 1
-            path = Path(self._folder.name) / f"{self._files}.npy"
-            np.save(path, value, allow_pickle=False)
-            self._values[key] = path
-            return
-        self.held += getattr(value, "nbytes", 0)
-        self._values[key] = value
-
-    def get(self, key: Hashable) -> Array:
-        """Gives one tensor back."""
-        value = self._values[key]
-        return np.load(value, allow_pickle=False) if isinstance(value, Path) else value
-
-    def find(self, key: Hashable) -> Array | None:
-        """One tensor, or None where there is none under this key."""
-        return self.get(key) if key in self._values else None
-
-    def drop(self, key: Hashable) -> None:
-        """Forgets one tensor."""
-        value = self._values.pop(key)
-        if isinstance(value, Path):
-            value.unlink()
-        else:
-            self.held -= getattr(value, "nbytes", 0)
+    first: int = 0
 
 
 class Walk:
@@ -156,6 +104,10 @@ class Walk:
         """A live tensor of one batch."""
         return self._store.get((batch, name))
 
+    def halt(self) -> tuple[list[Feeds], Mapping[str, str]]:
+        """The live tensors of each batch and the types known so far: what another walk needs to go on from here."""
+        return [{name: self.activation(n, name) for name in live} for n, live in enumerate(self._live)], self._types
+
     def _keep(self, batch: int, name: str, value: Array) -> None:
         self._store.put((batch, name), value)
         self._live[batch].add(name)
@@ -200,6 +152,16 @@ class DenseLayer:
     macs: int
 
 
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What some batches show of one layer: moments, MACs, and by visit the outputs and what the shortcut is there."""
+
+    stream: MomentStream
+    work: int
+    outputs: Mapping[int, FloatArray]
+    shortcuts: Mapping[int, FloatArray | None]
+
+
 def dense_pass(graph: Graph, layers: Sequence[Layer], feeds: Feeding, settings: WalkSettings) -> Iterator[DenseLayer]:
     """Walks the dense network, and yields what it shows of each layer."""
     stages = plan_stages(graph, layers)
@@ -208,25 +170,40 @@ def dense_pass(graph: Graph, layers: Sequence[Layer], feeds: Feeding, settings: 
             settings.progress("calibrate", number, len(stages))
             walk.advance(number, {}, layers)
             for layer in stage.layers:
-                stream = MomentStream(layer.groups, layer.cols)
-                weight = read_weight(graph, layer).reshape(layer.groups, -1, layer.cols).swapaxes(1, 2)
-                outputs, shortcuts, work = [], [], 0
-                for visit in _visits(graph, layer, walk, feeds, settings):
-                    rows = visit.rows()
-                    if visit.batch < feeds.fitted:
-                        stream.add(rows)
-                    y = rows.swapaxes(0, 1).astype(np.float64) @ weight  # [groups, n, rows / groups]
-                    outputs.append(y.swapaxes(0, 1).reshape(len(rows), -1).astype(np.float32))
-                    shortcuts.append(visit.shortcut())
-                    work += macs(layer, visit.x.shape)
-                present = [part for part in shortcuts if part is not None]
-                targets = Targets(
-                    outputs=np.concatenate(outputs),
-                    shortcut=np.concatenate(present) if len(present) == len(outputs) else None,
-                    ends=np.cumsum([len(part) for part in outputs]),
-                )
-                yield DenseLayer(layer, stream.covariance(), targets, round(work / feeds.samples))
+                yield join_shards(layer, [see(graph, layer, walk, feeds, settings)], feeds.samples)
         settings.progress("calibrate", len(stages), len(stages))
+
+
+def see(graph: Graph, layer: Layer, walk: Walk, feeds: Feeding, settings: WalkSettings) -> Seen:
+    """What the batches of a dense walk show of a layer that it has just reached."""
+    stream, work = MomentStream(layer.groups, layer.cols), 0
+    weight = read_weight(graph, layer).reshape(layer.groups, -1, layer.cols).swapaxes(1, 2)
+    outputs, shortcuts = {}, {}
+    for visit in _visits(graph, layer, walk, feeds, settings):
+        rows = visit.rows()
+        if visit.batch < feeds.fitted:
+            stream.add(rows)
+        y = rows.swapaxes(0, 1).astype(np.float64) @ weight  # [groups, n, rows / groups]
+        outputs[visit.number] = y.swapaxes(0, 1).reshape(len(rows), -1).astype(np.float32)
+        shortcuts[visit.number] = visit.shortcut()
+        work += macs(layer, visit.x.shape)
+    return Seen(stream, work, outputs, shortcuts)
+
+
+def join_shards(layer: Layer, shards: Sequence[Seen], samples: int) -> DenseLayer:
+    """What all batches together show of a layer: moments add up, visits go in order."""
+    first, *others = shards
+    for other in others:
+        first.stream.merge(other.stream)
+    outputs = {number: y for shard in shards for number, y in shard.outputs.items()}
+    shortcuts = {number: y for shard in shards for number, y in shard.shortcuts.items() if y is not None}
+    order = sorted(outputs)
+    targets = Targets(
+        outputs=np.concatenate([outputs[number] for number in order]),
+        shortcut=np.concatenate([shortcuts[number] for number in order]) if len(shortcuts) == len(order) else None,
+        ends=np.cumsum([len(outputs[number]) for number in order]),
+    )
+    return DenseLayer(layer, first.stream.covariance(), targets, round(sum(shard.work for shard in shards) / samples))
 
 
 def sequential_pass(
@@ -309,9 +286,9 @@ def _visits(graph: Graph, layer: Layer, walk: Walk, feeds: Feeding, settings: Wa
         limit = min(limit or WIDE_ROWS, max(1, WIDE_ROWS // feeds.samples))
     scale = None if layer.shortcut is None else branch_scale(graph, layer)
     for i, use in enumerate(layer.uses):
-        for batch in range(walk.batches):
-            x = walk.activation(batch, use.activation)
-            other = None if layer.shortcut is None else walk.activation(batch, layer.shortcut)
+        for batch in range(feeds.first, feeds.first + walk.batches):
+            x = walk.activation(batch - feeds.first, use.activation)
+            other = None if layer.shortcut is None else walk.activation(batch - feeds.first, layer.shortcut)
             # The same positions in every pass over the same layer, however the passes are organised.
             rng = np.random.default_rng([settings.seed, zlib.crc32(use.output.encode()), batch])
             positions = choose_positions(layer, x.shape, limit, rng)

@@ -51,10 +51,14 @@ def estimate(model: graphs.ModelSource, calib: Any, config: Config | None = None
     passes += config.refine * EPOCH_PASSES * (1 + TRIALS * (config.augment == AUTO))
     seconds = passes * (constant + slope * batches) + len(job.layers) * constant / 4
     live = peak * batches
-    widest = max(layer.cols * layer.cols * layer.groups * 8 for layer in job.layers)
-    weights = sum(job.graph.stored(name).nbytes for name in job.graph.tensors)
-    memory = min(live, job.settings.memory) + 5 * widest + 4 * weights
+    memory = min(live, job.settings.memory) + fixed_memory(job)
     return Estimate(len(job.layers), len(job.calibration), seconds, memory, live > job.settings.memory)
+
+
+def fixed_memory(job: Job) -> int:
+    """Bytes a run holds beside waiting activations, about: the widest layer's moments with their factors, copies of weights."""
+    widest = max(layer.cols * layer.cols * layer.groups * 8 for layer in job.layers)
+    return 5 * widest + 4 * sum(job.graph.stored(name).nbytes for name in job.graph.tensors)
 
 
 def _walk(job: Job, batches: list[Any]) -> tuple[float, int]:

@@ -74,9 +74,7 @@ class Job:
 
 def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any, progress: Progress) -> Job:
     """Loads the model and the data, finds the layers; raises as `pipeline.optimize` does."""
-    for name, known in (("allocate", (AUTO, *ALLOCATORS)), ("repair", tuple(REPAIRS))):
-        if getattr(config, name) not in known:
-            raise ConfigError(f"{name} is {getattr(config, name)!r}; choose from {', '.join(known)}")
+    check_methods(config)
     pattern = pattern_named(config.pattern)
     loaded = graphs.load(model)
     session = open_session(loaded, config.as_runtime())
@@ -115,6 +113,13 @@ def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any,
         settings=settings,
         provenance=_provenance(loaded, samples, calibration),
     )
+
+
+def check_methods(config: Config) -> None:
+    """Raises `ConfigError` where no allocator or repair has the name the configuration gives."""
+    for name, known in (("allocate", (AUTO, *ALLOCATORS)), ("repair", tuple(REPAIRS))):
+        if getattr(config, name) not in known:
+            raise ConfigError(f"{name} is {getattr(config, name)!r}; choose from {', '.join(known)}")
 
 
 def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session:

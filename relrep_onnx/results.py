@@ -21,6 +21,7 @@ from relrep_onnx import graph as graphs
 from relrep_onnx.benchmark import Plan, Setting
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
+from relrep_onnx.points import Point
 from relrep_onnx.runtime import VERSION as ORT_VERSION
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
 from relrep_onnx.verify import Fidelity, gzip_size
@@ -198,6 +199,18 @@ class Refined:
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """Result of `sweep`: the points in the order of the grid, what was measured, and the picked one with its file."""
+
+    config: Config
+    provenance: Provenance
+    measures: tuple[str, ...]
+    points: tuple[Point, ...]
+    picked: Point | None
+    output: str | None
+
+
+@dataclass(frozen=True)
 class ModelFile:
     """A model that was timed: bytes with external data, gzipped, and the hash of its graph and tensors."""
 
@@ -268,7 +281,7 @@ class Exports:
     exports: tuple[Exported, ...]
 
 
-Reportable = Analysis | Result | Refined | BenchmarkResult | Fidelity | Exports
+Reportable = Analysis | Result | Refined | BenchmarkResult | Fidelity | Exports | Sweep
 """What can be written as JSON."""
 
 

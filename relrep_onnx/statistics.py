@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from relrep_onnx.graph import Graph
 from relrep_onnx.moments import Covariance
 from relrep_onnx.types import Array, CalibrationError, Layer
 
+DensePass = Callable[[Graph, Sequence[Layer], Feeding, WalkSettings], Iterator[DenseLayer]]
+
 
 def dense_statistics(
     graph: Graph,
@@ -20,6 +22,7 @@ def dense_statistics(
     settings: WalkSettings,
     cache: Cache | None,
     key: str,
+    walk: DensePass | None = None,
 ) -> Iterator[DenseLayer]:
     """Yields what the dense pass would, for each layer.
 
@@ -30,6 +33,7 @@ def dense_statistics(
         settings: how to walk.
         cache: where entries are kept, if anywhere.
         key: names model, data and settings.
+        walk: the dense pass, where it is not this process's own.
 
     Raises:
         CalibrationError: the data do not fit, or a cache entry disappears while it is used.
@@ -43,7 +47,7 @@ def dense_statistics(
                 raise CalibrationError(f"the cache entry of layer {layer.name!r} changed while it was read; run again")
             yield _unpack(layer, found)
         return
-    for dense in dense_pass(graph, layers, feeds, settings):
+    for dense in (walk or dense_pass)(graph, layers, feeds, settings):
         if cache is not None:
             cache.put(keys[dense.layer.name], _pack(dense))
         yield dense

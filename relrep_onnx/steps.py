@@ -16,7 +16,7 @@ from relrep_onnx import graph as graphs
 from relrep_onnx.allocate import ALLOCATORS, Allocator, Candidate, allocate, whole_layers
 from relrep_onnx.augment import parse as augment_kinds
 from relrep_onnx.cache import Cache
-from relrep_onnx.calibrate import Targets, TensorStore, sequential_pass
+from relrep_onnx.calibrate import Targets, sequential_pass
 from relrep_onnx.damage import OutputDamage
 from relrep_onnx.job import Job, quiet
 from relrep_onnx.kernels import costs as kernel_costs
@@ -28,6 +28,7 @@ from relrep_onnx.results import Refinement
 from relrep_onnx.runtime import Session
 from relrep_onnx.score import GRID, score_layer
 from relrep_onnx.statistics import dense_statistics
+from relrep_onnx.store import TensorStore
 from relrep_onnx.types import CalibrationError, Contraction, FloatArray, Layer, Progress, RepairedLayer, ScoreCurve, Unit
 
 PROBE_RANGE: Final = (0.5, 0.9)

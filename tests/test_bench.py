@@ -19,7 +19,22 @@ from relrep_onnx.repair import REPAIRS
 from relrep_onnx.types import Selection
 from tests.test_export_int8 import halved
 from tests.test_pipeline import inputs, small_net
-from tools.bench import accuracy, choices, cost, exports, forms, front, growth, handover, measured, paper, peer, quantize, refine
+from tools.bench import (
+    accuracy,
+    choices,
+    cost,
+    exports,
+    forms,
+    front,
+    growth,
+    handover,
+    measured,
+    paper,
+    peer,
+    quantize,
+    refine,
+    scale,
+)
 from tools.bench.batchnorm import batchnorms, recalibrate
 from tools.bench.data import DATA, HELD_OUT, SUBSETS, TASKS, Array, Task, markdown_table, normalise, subsets, top1, write_json
 from tools.bench.worker import Measurement, Order
@@ -451,6 +466,15 @@ def test_parts_of_the_paper_benchmark_are_put_together(tmp_path: Path) -> None:
     forced = [paper.Forcing(0.9, 3, 0.2, 0.13, 0.02, 0.84, 0.83)]
     write_json(tmp_path / "part.json", paper.figures(options, 0.88, points, forced))
     assert paper.merged([tmp_path / "part.json"] * 2) == (points * 2, forced * 2)
+
+
+def test_scale_fits_its_terms_and_adds_them_up() -> None:
+    spent = {(i, o): scale.Spent(0.0, 2 + 3e-9 * i**3 + 5e-10 * o * i**2, 0) for i, o in scale.LAYERS}
+    assert scale.fit(spent) == pytest.approx((2, 3e-9, 5e-10))
+    rows = dict(scale.billion(3e-9, 0.0))
+    assert rows["weights"] == "1.01 billion"
+    seconds = 20 * 3e-9 * (5 * 2048**3 + 8192**3)
+    assert rows["reconstruction"] == f"{seconds / 3600:.1f} hours of one core"
 
 
 def test_a_front_of_the_sample(tmp_path: Path) -> None:

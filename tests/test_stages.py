@@ -12,13 +12,14 @@ import pytest
 from onnx import ModelProto, helper
 
 from relrep_onnx import calibrate
-from relrep_onnx.calibrate import Feeding, TensorStore, Walk, WalkSettings, dense_pass, sequential_pass
+from relrep_onnx.calibrate import Feeding, Walk, WalkSettings, dense_pass, sequential_pass
 from relrep_onnx.graph import Graph, find_layers, plan_stages, read_weight, stage_model, write_layer
 from relrep_onnx.job import quiet
 from relrep_onnx.masks import PATTERNS, unit_row_magnitude
 from relrep_onnx.moments import Moments
 from relrep_onnx.repair import Pruned, affine
 from relrep_onnx.runtime import RuntimeOptions, Session
+from relrep_onnx.store import TensorStore
 from relrep_onnx.types import CalibrationError, Feeds, FloatArray, Layer, ModelError, RepairedLayer
 from tests import models
 from tests.models import ALL, NETWORKS, build, random, run

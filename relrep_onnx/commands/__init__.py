@@ -7,7 +7,8 @@ from relrep_onnx.commands.export import export
 from relrep_onnx.commands.inspect import inspect
 from relrep_onnx.commands.optimize import optimize
 from relrep_onnx.commands.refine import refine
+from relrep_onnx.commands.sweep import sweep
 
-COMMANDS = (inspect, analyze, optimize, export, refine, compare, benchmark)
+COMMANDS = (inspect, analyze, optimize, export, refine, sweep, compare, benchmark)
 
 __all__ = ["COMMANDS"]

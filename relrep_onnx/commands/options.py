@@ -231,6 +231,11 @@ OUTPUT_OPTIONS = _options(
     click.argument("output", type=click.Path(path_type=Path), required=False),
     click.option("-o", "--output", "output_option", type=click.Path(path_type=Path), help="The same as OUTPUT."),
 )
+FORM_OPTIONS = _options(
+    setting("--values", type=click.Choice(["float32", "float16", "int8"]), help="How compact and sparse-ort store weights."),
+    setting("--target", type=click.Choice(["amd64", "arm"]), help="Processor that int8 and ort are made for."),
+    setting("--tune", is_flag=True, help="Times the sparse layers of sparse-ort on this machine, instead of predicting them."),
+)
 EXPORT_OPTIONS = _options(
     setting(
         "--to",
@@ -239,9 +244,7 @@ EXPORT_OPTIONS = _options(
         help=f"Forms to write: {', '.join(EXPORTERS)}, or combined as in int8+compact; several go into OUTPUT as a folder.  "
         "[default: onnx]",
     ),
-    setting("--values", type=click.Choice(["float32", "float16", "int8"]), help="How compact and sparse-ort store weights."),
-    setting("--target", type=click.Choice(["amd64", "arm"]), help="Processor that int8 and ort are made for."),
-    setting("--tune", is_flag=True, help="Times the sparse layers of sparse-ort on this machine, instead of predicting them."),
+    FORM_OPTIONS,
 )
 FOR_OPTION = click.option(
     "--for",

@@ -2,6 +2,6 @@
 
 from relrep_onnx.data.images import Preprocessing
 from relrep_onnx.data.samples import Samples, split_holdout
-from relrep_onnx.data.sources import DataOptions, load_samples
+from relrep_onnx.data.sources import DataOptions, lasting, load_samples
 
-__all__ = ["DataOptions", "Preprocessing", "Samples", "load_samples", "split_holdout"]
+__all__ = ["DataOptions", "Preprocessing", "Samples", "lasting", "load_samples", "split_holdout"]

@@ -70,6 +70,26 @@ def load_samples(source: object, inputs: Sequence[TensorInfo], options: DataOpti
     return Samples(str(source) if is_path else "python", random, reader.inputs, entries)
 
 
+def lasting(source: object) -> object:
+    """The source where it can be read again, and by other processes: feeds that come once become a list, a path absolute.
+
+    Raises:
+        CalibrationError: it is no source.
+    """
+    if isinstance(source, np.ndarray | Mapping | list) or source in (None, "random"):
+        return source
+    return Path(source).absolute() if isinstance(source, str | os.PathLike) else list(_feeds(source))
+
+
+def _feeds(source: object) -> Iterable[object]:
+    """The feeds of an iterable or a CalibrationDataReader."""
+    if callable(get_next := getattr(source, "get_next", None)):
+        return takewhile(lambda feed: feed is not None, iter(get_next, object()))
+    if isinstance(source, Iterable):
+        return source
+    raise CalibrationError(f"cannot calibrate with a {type(source).__name__}; give a path, arrays or feeds")
+
+
 @dataclass(frozen=True)
 class _Reader:
     inputs: Sequence[Input]
@@ -88,11 +108,7 @@ class _Reader:
                 return [(path, path) for path in _find(Path(source))]
         if isinstance(source, np.ndarray | Mapping):
             return [(GIVEN, source)]
-        if callable(get_next := getattr(source, "get_next", None)):
-            source = takewhile(lambda feed: feed is not None, iter(get_next, object()))
-        if isinstance(source, Iterable):
-            return ((f"{GIVEN}, feed {index}", feed) for index, feed in enumerate(source))
-        raise CalibrationError(f"cannot calibrate with a {type(source).__name__}; give a path, arrays or feeds")
+        return ((f"{GIVEN}, feed {index}", feed) for index, feed in enumerate(_feeds(source)))
 
     def _arrays(self, part: object) -> dict[str, object]:
         match part:

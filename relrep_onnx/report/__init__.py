@@ -8,6 +8,7 @@ from relrep_onnx.report.content import (
     of_inspection,
     of_refined,
     of_result,
+    of_sweep,
 )
 from relrep_onnx.report.document import Document
 from relrep_onnx.report.plot import plot_curves
@@ -28,6 +29,7 @@ __all__ = [
     "of_inspection",
     "of_refined",
     "of_result",
+    "of_sweep",
     "plot_curves",
     "render",
     "speed_verdict",

@@ -12,9 +12,9 @@ from relrep_onnx.config import Config
 from relrep_onnx.distill import Outlook
 from relrep_onnx.export import Exported
 from relrep_onnx.inspection import Inspection
-from relrep_onnx.report import parts, words
+from relrep_onnx.report import parts, swept, words
 from relrep_onnx.report.document import Code, Document, Section, Sentences, section
-from relrep_onnx.results import Analysis, BenchmarkResult, Exports, Provenance, Refined, Refinement, Result
+from relrep_onnx.results import Analysis, BenchmarkResult, Exports, Provenance, Refined, Refinement, Result, Sweep
 from relrep_onnx.verify import Fidelity
 
 
@@ -109,6 +109,20 @@ def of_benchmark(result: BenchmarkResult, command: str | None = None) -> Documen
             *section("How to reproduce", _command(command), parts.facts(facts)),
         ),
         data=result,
+    )
+
+
+def of_sweep(found: Sweep, command: str | None = None) -> Document:
+    """The report of `sweep`."""
+    return Document(
+        kind="sweep",
+        subject=_short(found.provenance),
+        verdict=words.swept(found),
+        sections=(
+            *section("Points", swept.points(found), details=[swept.error_against_cost(found)]),
+            *_reproduction(found.provenance, found.config, command),
+        ),
+        data=found,
     )
 
 

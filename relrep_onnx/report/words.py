@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from relrep_onnx.benchmark import Setting
 from relrep_onnx.deployment import Runtime
-from relrep_onnx.results import LayerReport, Refinement, Result
+from relrep_onnx.results import LayerReport, Refinement, Result, Sweep
 from relrep_onnx.verify import Fidelity
 
 
@@ -136,3 +136,10 @@ def flags(runtime: Runtime) -> str:
     form = ",".join(runtime.settings["forms"])
     more = [f"--{name} {runtime.settings[name]}" for name in ("values", "target") if name in runtime.settings]
     return " ".join([f"--to {form}", *more])
+
+
+def swept(found: Sweep) -> str:
+    """One sentence on a sweep: how many points came about, and which was picked."""
+    done = sum(point.figures is not None for point in found.points)
+    picked = f"; picked {found.picked.name}: {found.output}" if found.picked is not None else ""
+    return f"{done} of {len(found.points)} points came about{picked}"

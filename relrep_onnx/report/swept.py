@@ -1,0 +1,36 @@
+"""A table and a chart of a sweep."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from relrep_onnx.report.document import Cell, Chart, Column, Series, Table, row, table
+from relrep_onnx.results import Sweep
+from relrep_onnx.sweeps import cost_of, front
+from relrep_onnx.sweeps import rows as sweep_rows
+
+FIGURES: Final = frozenset({"sparsity", "zeros", "error", "agreement", "metric", "size", "gzip", "latency", "speedup"})
+"""Columns that hold numbers."""
+
+
+def points(found: Sweep) -> Table:
+    """The points of a sweep; those on the front matter most."""
+    header, body = sweep_rows(found)
+    columns = [Column(title, number=title in FIGURES) for title in header]
+    cells = [
+        row(*(Cell(text, float(text) if title in FIGURES and text else None) for title, text in zip(header, line, strict=True)))
+        for line in body
+    ]
+    best = front(found)
+    return table("every point", columns, cells, *(n for n, point in enumerate(found.points) if point in best))
+
+
+def error_against_cost(found: Sweep) -> Chart | None:
+    """A line for each pattern, allocator and repair; none where a sweep has no two points to draw one through."""
+    cost, lines = cost_of(found), dict[str, list[tuple[float, float]]]()
+    for p in found.points:
+        if p.figures is not None:
+            lines.setdefault(f"{p.pattern}, {p.allocate}, {p.repair}", []).append((getattr(p.figures, cost), p.figures.error))
+    series = tuple(Series(name, tuple(sorted(line))) for name, line in lines.items() if len(line) > 1)
+    says = "Further left is cheaper, further down closer to the dense model."
+    return Chart("Error against cost", cost, "relative L2 of the outputs", says, series) if series else None
