@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import chain, islice
 from typing import Any
-
-import numpy as np
-import onnx
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.allocate import ALLOCATORS, AUTO
@@ -19,8 +15,7 @@ from relrep_onnx.data import Samples, load_samples, split_holdout
 from relrep_onnx.deployment import anything, runtime_named
 from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
 from relrep_onnx.repair import REPAIRS
-from relrep_onnx.results import Provenance
-from relrep_onnx.runtime import VERSION as ORT_VERSION
+from relrep_onnx.results import Provenance, versions
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, ConfigError, Layer, ModelError, Progress, Skipped
 
@@ -134,7 +129,6 @@ def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session
 
 
 def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples) -> Provenance:
-    versions = {"onnx": onnx.__version__, "onnxruntime": ORT_VERSION, "numpy": np.__version__}
     return Provenance(
         model=loaded.name,
         model_sha256=graphs.model_hash(loaded.model),
@@ -142,5 +136,5 @@ def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Sampl
         data_sha256=calibration.fingerprint(),
         random_data=samples.random,
         calibration_samples=len(calibration),
-        versions={"relrep-onnx": version("relrep-onnx"), **versions},
+        versions=versions(),
     )

@@ -21,6 +21,8 @@ from relrep_onnx.cache import Cache
 from relrep_onnx.calibrate import Targets, TensorStore, sequential_pass
 from relrep_onnx.damage import OutputDamage
 from relrep_onnx.job import Job, quiet
+from relrep_onnx.kernels import costs as kernel_costs
+from relrep_onnx.kernels.costs import Kind
 from relrep_onnx.moments import Moments
 from relrep_onnx.refinement import Held, Recipe, refine
 from relrep_onnx.repair import REPAIRS, Repair, Task
@@ -28,7 +30,7 @@ from relrep_onnx.results import Refinement
 from relrep_onnx.runtime import Session
 from relrep_onnx.score import GRID, score_layer
 from relrep_onnx.statistics import dense_statistics
-from relrep_onnx.types import CalibrationError, FloatArray, Layer, Progress, RepairedLayer, ScoreCurve
+from relrep_onnx.types import CalibrationError, Contraction, FloatArray, Layer, Progress, RepairedLayer, ScoreCurve, Unit
 
 PROBE_RANGE: Final = (0.5, 0.9)
 """Each layer's damage to the outputs is measured at the asked sparsity, inside this range."""
@@ -95,6 +97,26 @@ def score(
     return [scored[layer.name] for layer in job.layers]
 
 
+def latency_of(scored: Scored) -> float:
+    """Microseconds per weight and sample that the sparse kernels are predicted to spend on it, on one thread.
+
+    What a layer takes whatever its density is not counted: no sparsity removes it.
+    """
+    layer = scored.layer
+    kind: Kind = "product" if isinstance(layer.view, Contraction) else "pointwise" if layer.kernel == 1 else "conv"
+    if layer.channels == 1 and layer.groups > 1:
+        kind = "depthwise"
+    return kernel_costs.COSTS[kernel_costs.REFERENCE].single[kind].mac * scored.macs / layer.size / 1e6
+
+
+COSTS: Final[Mapping[Unit, Callable[[Scored], float]]] = {
+    "weights": lambda scored: 1.0,
+    "macs": lambda scored: scored.macs / scored.layer.size,
+    "latency": latency_of,
+}
+"""What one weight of a layer counts in each budget."""
+
+
 def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
     """The layers as allocators see them."""
 
@@ -108,7 +130,7 @@ def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
             weight=partial(pooled, s.layer, np.abs),
             saliency=partial(pooled, s.layer, job.saliency),
             curve=s.curve,
-            cost=s.macs / s.layer.size if job.config.budget == "macs" else 1.0,
+            cost=COSTS[job.config.budget](s),
             zeros=before[s.layer.name],
             limit=job.pattern.limit(s.layer),
             step=job.pattern.step,
@@ -198,7 +220,7 @@ def refined(job: Job, sparse: ModelProto, checkpoint: Path | None, progress: Pro
     graph = graphs.Graph(sparse)
     layers, _ = graphs.find_layers(graph, replace(config.as_selection(), min_size=1))
     d = distill.plan(job.loaded.model, sparse, layers, sample, runtime)
-    held = Held(d, job.session, job.batches(job.decision), runtime)
+    held = Held(d, job.batches(job.decision), runtime)
     values = {name: graph.stored(name) for name in d.names}
     kinds = augment_kinds(config.augment)
     key = repr((graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))

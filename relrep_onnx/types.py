@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 FloatArray = NDArray[Any]
 BoolArray = NDArray[np.bool_]
 Feeds = Mapping[str, Array]
-Unit = Literal["weights", "macs"]
+Unit = Literal["weights", "macs", "latency"]
 
 
 class Progress(Protocol):
@@ -177,8 +177,8 @@ class Budget:
                 raise ConfigError(f"the {what} is {value}; give a fraction between 0 and 1, such as 0.8 for 80 %")
         if self.floor > self.ceiling:
             raise ConfigError(f"the minimum layer sparsity {self.floor} is above the maximum {self.ceiling}; swap them")
-        if self.unit not in ("weights", "macs"):
-            raise ConfigError(f"the budget unit is {self.unit!r}; it must be 'weights' or 'macs'")
+        if self.unit not in get_args(Unit):
+            raise ConfigError(f"the budget unit is {self.unit!r}; it must be 'weights', 'macs' or 'latency'")
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -22,8 +22,9 @@ import relrep_onnx.statistics as statistics
 from relrep_onnx import BudgetError, Config, ConfigError, ModelError, VerificationError, analyze, compare, optimize, refine
 from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, count_zeros, find_layers, read_weight
+from relrep_onnx.kernels.costs import COSTS, REFERENCE
 from relrep_onnx.repair import REPAIRS
-from relrep_onnx.types import Array, Selection
+from relrep_onnx.types import Array, Selection, Unit
 from samples.metric import top1
 
 SAMPLES = Path(__file__).parents[1] / "samples"
@@ -105,16 +106,19 @@ def test_file_grows_by_new_biases_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("allocator", ALLOCATORS)
-@pytest.mark.parametrize("unit", ["weights", "macs"])
+@pytest.mark.parametrize("unit", get_args(Unit))
 def test_budget_is_met_by_every_allocator(allocator: str, unit: Any) -> None:
     result = optimize(small_net(), None, inputs(), dataclasses.replace(SMALL, allocate=allocator, budget=unit))
     total = sum(report.layer.size for report in result.layers)
     if unit == "weights":
         assert sum(report.zeros for report in result.layers) == round(0.7 * total)
     else:
-        step = max(report.macs / report.layer.size for report in result.layers)
-        goal = 0.7 * sum(report.macs for report in result.layers)
-        assert abs(sum(r.zeros * r.macs / r.layer.size for r in result.layers) - goal) <= step
+        lines = COSTS[REFERENCE].single
+        share = {r: lines["conv" if r.layer.op == "Conv" else "product"].mac if unit == "latency" else 1.0 for r in result.layers}
+        step = max(share[r] * r.macs / r.layer.size for r in result.layers)
+        goal = 0.7 * sum(share[r] * r.macs for r in result.layers)
+        assert {r.layer.op for r in result.layers} == {"Conv", "Gemm"}
+        assert abs(sum(share[r] * r.zeros * r.macs / r.layer.size for r in result.layers) - goal) <= step
 
 
 @pytest.mark.parametrize("repair", REPAIRS)

@@ -57,7 +57,7 @@ def test_a_budgets_bounds_and_unit() -> None:
     assert Budget(0.0).ceiling == Budget(1.0, floor=1.0).floor == 1.0
     with pytest.raises(ConfigError, match=r"minimum layer sparsity 0\.6 is above the maximum 0\.5"):
         Budget(0.5, floor=0.6, ceiling=0.5)
-    with pytest.raises(ConfigError, match="must be 'weights' or 'macs'"):
+    with pytest.raises(ConfigError, match="must be 'weights', 'macs' or 'latency'"):
         Budget(0.5, "flops")  # type: ignore[arg-type]
 
 

@@ -84,3 +84,20 @@ COSTS: Final[Mapping[str, Costs]] = {
         reorder=423.5,
     ),
 }
+INT8_COSTS: Final[Mapping[str, Costs]] = {
+    "avx2": Costs(
+        dense={
+            "conv": Line(0.0, 10.4, 1125.3, 1125.3),
+            "pointwise": Line(23.5, 11.1, 148.3, 0.0),
+            "product": Line(11.3, 11.2, 0.0, 0.0),
+        },
+        single={
+            "conv": Line(7.1, 16.7, 279.3, 0.0),
+            "pointwise": Line(19.3, 14.0, 184.8, 54.7),
+            "product": Line(22.2, 12.3, 0.0, 503.5),
+        },
+        quad={},
+        reorder=216.4,
+    ),
+}
+"""The same for QLinearConv and the int8 operators (`--fit --int8`); these know no quads, and depthwise layers stay dense."""

@@ -2,10 +2,13 @@
 
 Networks have random weights and random masks, the same sparsity in every layer (depthwise layers stay dense).  Every round runs
 the dense and all sparse files once; a figure is the median of the rounds' ratios.  `--products` does the same for single matrix
-products.  `--fit` measures a grid of single layers from ONNX Runtime's own profile, so that changes of layout do not count as the
-layer's time, and prints the row of `relrep_onnx.kernels.costs.COSTS` for this machine.
+products.  `--int8` quantizes the networks, with 1x4 blocks of input channels, and shows ONNX Runtime's dense int8 beside; errors
+are then against the pruned model in float32.  `--fit` measures a grid of single layers from ONNX Runtime's own profile, so that
+changes of layout do not count as the layer's time, and prints the row of `relrep_onnx.kernels.costs.COSTS` for this machine, or
+with `--int8` the lines of `INT8_COSTS`.
 
     python -m tools.bench.kernels --json kernels.json
+    python -m tools.bench.kernels --int8
     python -m tools.bench.kernels --fit
 """
 
@@ -23,9 +26,11 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from relrep_onnx import kernels
 from relrep_onnx.benchmark import interleaved, relative_error
+from relrep_onnx.export import Order, Product, make
 from relrep_onnx.export.sparse_ort import plan, to_sparse_ort
 from relrep_onnx.kernels.costs import COSTS, REFERENCE, Kind, Line
 from relrep_onnx.runtime import RuntimeOptions, Session
+from relrep_onnx.types import Feeds
 from tools.bench.data import Array, environment, markdown_table, write_json
 from tools.bench.networks import NETWORKS, prune
 
@@ -60,6 +65,12 @@ FIT_LAYERS: Final[dict[Kind, Sequence[tuple[int, int, int, int, int]]]] = {
 }  # fmt: skip
 """Outputs, inputs, kernel, stride, and the image's height or the rows of X."""
 FIT_DENSITIES: Final = (0.1, 0.2, 0.4)
+INT8_FIT_LAYERS: Final[dict[Kind, Sequence[tuple[int, int, int, int, int]]]] = {
+    "conv": ((64, 64, 3, 1, 56), (128, 128, 3, 1, 28), (256, 256, 3, 1, 14), (16, 16, 3, 1, 32), (64, 64, 3, 1, 8)),
+    "pointwise": ((144, 24, 1, 1, 56), (384, 64, 1, 1, 14), (128, 64, 1, 2, 56), (256, 256, 1, 1, 28)),
+    "product": ((1000, 512, 1, 1, 1), (768, 768, 1, 1, 16), (256, 768, 1, 1, 64)),
+}
+INT8_FIT_DENSITIES: Final = (0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,7 @@ class Row:
 
 def options(threads: int) -> RuntimeOptions:
     """Sessions that know the kernels."""
-    return RuntimeOptions(threads=threads, custom_op_library=str(kernels.library_path()))
+    return RuntimeOptions(threads=threads).with_library(kernels.library_path())
 
 
 def compare(name: str, dense: ModelProto, x: Array, threads: int, rounds: int, sparsities: Sequence[float]) -> Iterator[Row]:
@@ -117,6 +128,42 @@ def compare(name: str, dense: ModelProto, x: Array, threads: int, rounds: int, s
             quartiles=(low, high),
             error=relative_error(sessions[key].run(feeds), wanted),
         )
+
+
+def compare_int8(name: str, dense: ModelProto, x: Array, threads: int, rounds: int, sparsities: Sequence[float]) -> Iterator[Row]:
+    """Quantized files against the dense float32 model: ONNX Runtime's dense int8 first (sparsity 0), then the sparse ones."""
+    feeds = {"input": x}
+    order = Order(calibration=lambda: iter([feeds]))
+    pruned = {0.0: dense, **{s: prune(dense, s, block=4, along=1) for s in sparsities}}
+    quantized = {s: made(make("int8", model, order)) for s, model in pruned.items()}
+    shapes = {"input": x.shape}
+    files = {s: model if s == 0 else to_sparse_ort(model, input_shapes=shapes) for s, model in quantized.items()}
+    sessions = {s: Session(model.SerializeToString(), options(threads)) for s, model in files.items()}
+    reference = Session(dense.SerializeToString(), RuntimeOptions(threads=threads))
+    times = interleaved([reference, *sessions.values()], feeds, rounds)
+    for index, (sparsity, model) in enumerate(files.items(), 1):
+        wanted = Session(pruned[sparsity].SerializeToString(), RuntimeOptions()).run(feeds)
+        low, middle, high = (float(v) for v in np.percentile(times[0] / times[index], [25, 50, 75]))
+        choices = plan(quantized[sparsity], input_shapes=shapes)
+        yield Row(
+            model=name,
+            threads=threads,
+            sparsity=sparsity,
+            pattern="int8 1x4" if sparsity else "int8 dense",
+            layers=f"{sum(c.sparse for c in choices) if sparsity else 0} of {len(choices)}",
+            file_share=model.ByteSize() / dense.ByteSize(),
+            dense_ms=1e3 * float(np.median(times[0])),
+            ms=1e3 * float(np.median(times[index])),
+            faster=middle,
+            quartiles=(low, high),
+            error=relative_error(sessions[sparsity].run(feeds), wanted),
+        )
+
+
+def made(product: Product) -> ModelProto:
+    """The model of a form that is one."""
+    assert isinstance(product.content, ModelProto)
+    return product.content
 
 
 def isa_with_costs() -> str:
@@ -202,6 +249,46 @@ def fit(rounds: int) -> str:
     return "\n".join([*text, f"        reorder={np.median(reorders):.1f},", "    ),"])
 
 
+def fit_int8(rounds: int) -> str:
+    """The lines of INT8_COSTS, and what changing a layout costs."""
+    points: dict[tuple[str, Kind], list[tuple[float, ...]]] = {}
+    reorders: list[float] = []
+    for kind, layers in INT8_FIT_LAYERS.items():
+        for rows, channels, kernel, stride, size in layers:
+            shape = (rows, channels) if kind == "product" else (rows, channels, kernel, kernel)
+            for density in INT8_FIT_DENSITIES:
+                weight = masked((channels, rows, *shape[2:]), density, 4).swapaxes(0, 1)
+                model, feeds = single_layer(kind, weight, stride, size)
+                samples: list[Feeds] = [feeds]
+                quantized = made(make("int8", model, Order(calibration=samples.copy)))
+                sparse = to_sparse_ort(quantized, layers=[plan(quantized)[0].layer])
+                outputs = float(size * rows) if kind == "product" else float(rows * (-(-size // stride)) ** 2)
+                inputs = float(feeds["input"].size)
+                for which, file in (("dense", quantized), ("single", sparse)):
+                    spent, moved = int8_times(file, feeds, rounds)
+                    share = 1.0 if which == "dense" else density
+                    points.setdefault((which, kind), []).append((outputs * weight[0].size * share, outputs, inputs, spent))
+                    reorders += [1e6 * moved / (outputs + inputs)] if moved else []
+    text = []
+    for (which, kind), measured in points.items():
+        values = np.array(measured)
+        design = np.column_stack([np.ones(len(values)), values[:, :3] / 1e6]) / values[:, 3:]
+        call, mac, out, into = (round(float(c), 1) for c in non_negative(design, np.ones(len(values))))
+        text.append(f'{which} "{kind}": Line({call}, {mac}, {out}, {into})')
+    return "\n".join([*text, f"reorder={np.median(reorders):.1f}"])
+
+
+def int8_times(model: ModelProto, feeds: dict[str, Array], rounds: int) -> tuple[float, float]:
+    """Microseconds of the layer itself, and of the changes of layout around it."""
+    with tempfile.TemporaryDirectory() as folder:
+        session = Session(model.SerializeToString(), options(1), profile=Path(folder) / "profile")
+        for _ in range(rounds):
+            session.run(feeds)
+        found = session.end_profile()
+    layers = sum(spent for op, spent in found.values() if op.startswith(("QLinear", "QGemm", "Sparse")))
+    return layers, sum(spent for op, spent in found.values() if op == "Transpose")
+
+
 def masked(shape: tuple[int, ...], density: float, block: int) -> Array:
     """A random weight with a share of nonzeros, `block` output channels alike."""
     rng = np.random.default_rng([*shape, block])
@@ -230,11 +317,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--products", action="store_true")
     parser.add_argument("--fit", action="store_true")
+    parser.add_argument("--int8", action="store_true")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     print(f"instruction set {kernels.instruction_sets()[0]}\n")
     if arguments.fit:
-        print(fit(arguments.rounds))
+        print(fit_int8(arguments.rounds) if arguments.int8 else fit(arguments.rounds))
         return
     if arguments.products:
         header = ("rows x inputs x outputs", "threads", "dense ms", "90 % unstructured", "90 % 4x1")
@@ -246,7 +334,7 @@ def main() -> None:
         size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value
         x = np.random.default_rng(1).standard_normal((1, 3, size, size)).astype(np.float32)
         for threads in arguments.threads:
-            rows += list(compare(name, model, x, threads, arguments.rounds, SPARSITIES))
+            rows += list((compare_int8 if arguments.int8 else compare)(name, model, x, threads, arguments.rounds, SPARSITIES))
     print(markdown_table(HEADER, [row.cells() for row in rows]))
     if arguments.json is not None:
         write_json(arguments.json, {"environment": environment(), "rows": [asdict(row) for row in rows]})

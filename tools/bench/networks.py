@@ -106,9 +106,10 @@ def mobilenet_v2() -> ModelProto:
 NETWORKS: Final[dict[str, Callable[[], ModelProto]]] = {"resnet18": resnet18, "resnet20": resnet20, "mobilenetv2": mobilenet_v2}
 
 
-def prune(model: ModelProto, sparsity: float, *, block: int = 1, seed: int = 0) -> ModelProto:
-    """The network with random masks of one sparsity in every layer, depthwise layers left dense; `block` output channels share.
+def prune(model: ModelProto, sparsity: float, *, block: int = 1, along: int = 0, seed: int = 0) -> ModelProto:
+    """The network with random masks of one sparsity in every layer, depthwise layers left dense.
 
+    `block` neighbouring channels share their positions: output channels, or input channels for `along` 1.
     The activations keep their size: the survivors grow by 1 / sqrt(density).
     """
     copy = ModelProto()
@@ -119,10 +120,10 @@ def prune(model: ModelProto, sparsity: float, *, block: int = 1, seed: int = 0) 
         if tensor.name not in weights or (weight.ndim == 4 and weight.shape[1] == 1):
             continue
         rng = np.random.default_rng([seed, index])
-        share = block if weight.shape[0] % block == 0 else 1
-        scores = rng.random((weight.shape[0] // share, *weight.shape[1:])).reshape(-1)
-        kept = np.ones(scores.size, np.bool_)
-        kept[np.argsort(scores)[: round(sparsity * scores.size)]] = False
-        mask = np.repeat(kept.reshape(weight.shape[0] // share, *weight.shape[1:]), share, 0)
+        share = block if weight.shape[along] % block == 0 else 1
+        sizes = [size // share if axis == along else size for axis, size in enumerate(weight.shape)]
+        kept = np.ones(int(np.prod(sizes)), np.bool_)
+        kept[np.argsort(rng.random(kept.size))[: round(sparsity * kept.size)]] = False
+        mask = np.repeat(kept.reshape(sizes), share, along)
         tensor.CopyFrom(numpy_helper.from_array((weight * mask / (1 - sparsity) ** 0.5).astype(np.float32), tensor.name))
     return copy
