@@ -17,7 +17,7 @@ budget is met exactly.  So an allocator is a few lines, and none of them can mis
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -33,14 +33,14 @@ Path = Callable[[float], FloatArray]
 class Candidate:
     """One layer as an allocator sees it.
 
-    `weight` holds magnitudes, and both it and `saliency` what a weight matters as part of its block of the pattern.  `cost` is
-    what one weight counts in the budget's unit, `zeros` how many are zero already, `limit` the most the pattern allows, and
-    `step` how many zeros come at a time.
+    `weight` gives magnitudes, and both it and `saliency` what a weight matters as part of its block of the pattern; they are read
+    when asked, for those of all layers may not fit in memory.  `cost` is what one weight counts in the budget's unit, `zeros` how
+    many are zero already, `limit` the most the pattern allows, and `step` how many zeros come at a time.
     """
 
     layer: Layer
-    weight: FloatArray
-    saliency: FloatArray
+    weight: Callable[[], FloatArray]
+    saliency: Callable[[], FloatArray]
     curve: ScoreCurve
     cost: float
     zeros: int
@@ -52,6 +52,9 @@ DEAD: Final = 0.98
 """A layer with a larger share of noise counts as if it had this one."""
 NOISELESS: Final = 1e-12
 """A loss at the probe below this is rounding, and says nothing about the damage that was measured."""
+
+THIN: Final = 1 << 22
+"""Scores of one layer that a threshold over all layers holds at most."""
 
 Allocator = Callable[[Sequence[Candidate], Budget], Path]
 
@@ -74,17 +77,19 @@ def uniform(candidates: Sequence[Candidate], budget: Budget) -> Path:
 
 def global_magnitude(candidates: Sequence[Candidate], budget: Budget) -> Path:
     """One threshold on the saliency of all weights."""
-    return _threshold([c.saliency**2 / c.cost for c in candidates])
+    return _threshold(c.saliency() ** 2 / c.cost for c in candidates)
 
 
 def lamp(candidates: Sequence[Candidate], budget: Budget) -> Path:
     """Layer-adaptive magnitude: one threshold on w^2 over the sum of all squares at least as large."""
-    scores = []
-    for candidate in candidates:
-        ascending = np.sort(candidate.weight**2, axis=None)
+
+    def scores(candidate: Candidate) -> FloatArray:
+        ascending = np.sort(candidate.weight() ** 2, axis=None)
         remaining = np.cumsum(ascending[::-1])[::-1]
-        scores.append(np.divide(ascending, remaining, out=np.zeros_like(ascending), where=remaining > 0) / candidate.cost)
-    return _threshold(scores)
+        np.divide(ascending, remaining, out=ascending, where=remaining > 0)
+        return np.asarray(ascending / candidate.cost)
+
+    return _threshold(map(scores, candidates))
 
 
 def erk(candidates: Sequence[Candidate], budget: Budget) -> Path:
@@ -247,16 +252,30 @@ def _limits(
     return np.maximum(low, present), np.maximum(high, present), goal
 
 
-def _threshold(scores: Sequence[FloatArray]) -> Path:
+def _threshold(scores: Iterable[FloatArray]) -> Path:
     """Sparsity per layer when the lowest fraction t of all scores goes, ties in layer order."""
-    owner = np.concatenate([np.full(s.size, i, np.int32) for i, s in enumerate(scores)])
-    order = owner[np.argsort(np.concatenate([s.reshape(-1) for s in scores]), kind="stable")]
-    sizes = np.array([s.size for s in scores])
+    parts = [_thinned(layer) for layer in scores]
+    owner = np.concatenate([np.full(len(values), i, np.int32) for i, (values, _) in enumerate(parts)])
+    counts = np.concatenate([counts for _, counts in parts])
+    order = np.argsort(np.concatenate([values for values, _ in parts]), kind="stable")
+    owner, counts = owner[order], counts[order]
+    ends = np.cumsum(counts)
+    sizes = np.bincount(owner, counts)
 
     def path(level: float) -> FloatArray:
-        return np.asarray(np.bincount(order[: round(level * len(order))], minlength=len(sizes)) / sizes)
+        below = np.searchsorted(ends, round(level * ends[-1]), side="right")
+        return np.asarray(np.bincount(owner[:below], counts[:below], minlength=len(sizes)) / sizes)
 
     return path
+
+
+def _thinned(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """A layer's scores and how many weights each stands for: one, but for the largest layers' a run of neighbours in rank."""
+    flat = scores.reshape(-1)
+    if flat.size <= THIN:
+        return flat, np.ones(flat.size, np.int64)
+    ends = np.linspace(0, flat.size, THIN + 1).astype(np.int64)
+    return np.sort(flat)[(ends[:-1] + ends[1:]) // 2], np.diff(ends)
 
 
 def _densities(factors: FloatArray) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from google.protobuf.message import EncodeError
 from onnx import ModelProto
 
-from relrep_onnx.graph import with_layer
+from relrep_onnx.graph import is_large, with_layer
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Feeds, Layer, RepairedLayer
 from relrep_onnx.verify import compare_outputs, float_outputs
@@ -20,7 +20,7 @@ class OutputDamage:
     def __init__(self, model: ModelProto, dense: Session, batches: Iterable[Feeds], runtime: RuntimeOptions) -> None:
         self._model = model
         self._runtime = runtime
-        self._names = float_outputs(dense)
+        self._names = [] if is_large(model) else float_outputs(dense)
         self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches]
 
     def of(self, layer: Layer, repaired: RepairedLayer) -> float:

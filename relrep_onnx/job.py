@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
@@ -53,6 +53,11 @@ class Job:
         if first is not None:
             return Feeding(islice(self.batches(self.calibration), first), first, samples, total)
         return Feeding(chain(self.batches(self.calibration), self.batches(self.decision)), fitted, samples, total)
+
+    @property
+    def runtime(self) -> RuntimeOptions:
+        """How sessions of the whole model are opened."""
+        return replace(self.config.as_runtime(), prepack=not self.loaded.large)
 
     @property
     def statistics_key(self) -> str:
@@ -124,7 +129,8 @@ def check_methods(config: Config) -> None:
 
 def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session:
     """A plain session of a model, from its file where it has one."""
-    return Session(loaded.path or loaded.model.SerializeToString(), runtime, what=loaded.name)
+    lean = replace(runtime, prepack=not loaded.large)
+    return Session(loaded.path or loaded.model.SerializeToString(), lean, what=loaded.name)
 
 
 def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples) -> Provenance:

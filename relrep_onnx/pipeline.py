@@ -96,13 +96,14 @@ def optimize(
         scored = score(job, cache_dir, targets.put)
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
+    unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
     sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
     if config.refine:
         sparse, refinement = refined(job, sparse, None if checkpoint is None else Path(checkpoint), progress)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
         stage.write(sparse, job.loaded.external)
         progress("verify", 0, 1)
-        session = Session(stage.path, config.as_runtime(), what="the sparse model")
+        session = Session(stage.path, job.runtime, what="the sparse model")
         fidelity = compare_sessions(job.session, session, job.batches(job.verification))
         before, after = (run_metric(metric, s) if metric else None for s in (job.session, session))
         check_gates(fidelity, after, gates, None if exporting else stage.size())
@@ -127,7 +128,7 @@ def optimize(
             skipped=tuple(job.skipped),
             notes=(
                 *job.loaded.notes,
-                *(f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes),
+                *unusual,
                 *([f"for {config.runtime}: {runtime_named(config.runtime).pays}"] if config.runtime else []),
             ),
             allocator=chosen.allocator,

@@ -32,11 +32,15 @@ FAILURES: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True)
 class RuntimeOptions:
-    """How sessions are opened: 0 threads means ONNX Runtime's own choice."""
+    """How sessions are opened: 0 threads means ONNX Runtime's own choice.
+
+    `prepack` lets it keep a second copy of weights in an order of its own; without, those of files stay mapped, not read.
+    """
 
     threads: int = 0
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
     custom_op_libraries: tuple[str, ...] = ()
+    prepack: bool = True
 
     def with_library(self, library: Path) -> RuntimeOptions:
         """The same with one more library of custom operators."""
@@ -64,6 +68,8 @@ class Session:
         settings.log_severity_level = 4  # failures reach the caller as exceptions
         # Idle threads that spin would hold the cores that NumPy's matrix products need between runs.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not options.prepack:
+            settings.add_session_config_entry("session.disable_prepacking", "1")
         if profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(profile)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from onnx import ModelProto
 
 from relrep_onnx import distill
@@ -118,23 +120,24 @@ COSTS: Final[Mapping[Unit, Callable[[Scored], float]]] = {
 
 def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
     """The layers as allocators see them."""
-    found = []
-    for s in scored:
-        weight = graphs.read_weight(job.graph, s.layer)
-        pattern = job.pattern
-        found.append(
-            Candidate(
-                layer=s.layer,
-                weight=pattern.pooled(s.layer, abs(weight)),
-                saliency=pattern.pooled(s.layer, job.saliency(weight)),
-                curve=s.curve,
-                cost=COSTS[job.config.budget](s),
-                zeros=int(weight.size - (weight != 0).sum()),
-                limit=pattern.limit(s.layer),
-                step=pattern.step,
-            )
+
+    def pooled(layer: Layer, matters: Callable[[FloatArray], FloatArray]) -> FloatArray:
+        return job.pattern.pooled(layer, matters(graphs.read_weight(job.graph, layer)))
+
+    before = graphs.count_zeros(job.graph, job.layers)
+    return [
+        Candidate(
+            layer=s.layer,
+            weight=partial(pooled, s.layer, np.abs),
+            saliency=partial(pooled, s.layer, job.saliency),
+            curve=s.curve,
+            cost=COSTS[job.config.budget](s),
+            zeros=before[s.layer.name],
+            limit=job.pattern.limit(s.layer),
+            step=job.pattern.step,
         )
-    return found
+        for s in scored
+    ]
 
 
 def everything(layers: Sequence[Candidate]) -> float:
@@ -176,7 +179,8 @@ def repair_all(
 
     def one(layer: Layer, weight: FloatArray, moments: Moments, held_out: Moments | None) -> RepairedLayer:
         with naming(layer):
-            return chosen(Task(layer, weight, job.saliency(weight), job.pattern, zeros[layer.name], moments, held_out))
+            task = Task(layer, weight, job.saliency(weight), job.pattern, zeros[layer.name], moments, held_out)
+            return graphs.as_stored(job.graph, chosen(task), layer)
 
     return sequential_pass(
         job.graph,
@@ -189,13 +193,16 @@ def repair_all(
     )
 
 
-def write(job: Job, repaired: Mapping[str, RepairedLayer], allocator: str, sparsity: float) -> ModelProto:
-    """A copy of the model with the repaired layers and a record of how it came about."""
-    sparse = ModelProto()
-    sparse.CopyFrom(job.loaded.model)
+def write(job: Job, repaired: MutableMapping[str, RepairedLayer], allocator: str, sparsity: float) -> ModelProto:
+    """A copy of the model with the repaired layers and a record of how it came about.
+
+    Layers leave `repaired` as they are written, so that no weight is held twice.
+    """
+    sparse = graphs.without_data(job.loaded.model, {layer.weight for layer in job.layers})
     for layer in job.layers:
+        graphs.restore(sparse, job.graph, layer.weight)
         if layer.name in repaired:
-            graphs.write_layer(sparse, layer, repaired[layer.name])
+            graphs.write_layer(sparse, layer, repaired.pop(layer.name))
     record = {
         "allocate": allocator,
         "sparsity": f"{sparsity:.10g}",
@@ -230,7 +237,7 @@ def opened(job: Job, sparse: ModelProto) -> Iterator[Session]:
     """A plain session of a sparse model in a temporary file."""
     with graphs.staged(None) as stage:
         stage.write(sparse, job.loaded.external)
-        yield Session(stage.path, job.config.as_runtime(), what="the sparse model")
+        yield Session(stage.path, job.runtime, what="the sparse model")
 
 
 @contextmanager

@@ -183,7 +183,7 @@ class Budget:
 
 @dataclass(frozen=True, eq=False)
 class RepairedLayer:
-    """What is written back: weight float64[rows, cols] with exact zeros, and float64[rows] to add to the bias.
+    """What is written back: weight float[rows, cols] with exact zeros, and float64[rows] to add to the bias.
 
     `residual` float64[rows] is E|yd - ys|^2 that is left on the moments the repair was given; `notes` say what was unusual.
     """

@@ -49,8 +49,8 @@ def candidate(
     curve = ScoreCurve(name, weight.size, SIGNAL, GRID, 2 * np.array(residual), np.array(residual), 0.5, damage)
     return Candidate(
         layer=layer_of(name, rows, cols, kernel),
-        weight=np.abs(weight),
-        saliency=unit_row_magnitude(weight),
+        weight=lambda: np.abs(weight),
+        saliency=lambda: unit_row_magnitude(weight),
         curve=curve,
         cost=cost,
         zeros=weight.size - int(np.count_nonzero(weight)),
@@ -277,13 +277,13 @@ def lowest(scores: Mapping[str, FloatArray], count: int) -> dict[str, int]:
 def test_global_drops_the_lowest_saliencies(candidates: list[Candidate], sparsity: float) -> None:
     present, goal = sum(c.zeros for c in candidates), round(sparsity * total(candidates))
     zeros = allocate(ALLOCATORS["global"], candidates, Budget(sparsity))
-    assert zeros == lowest({c.layer.name: c.saliency for c in candidates}, max(goal, present))
+    assert zeros == lowest({c.layer.name: c.saliency() for c in candidates}, max(goal, present))
 
 
 def test_global_weighs_the_saliency_by_cost() -> None:
     candidates = [candidate("a", cost=1.0), candidate("b", cost=3.0)]  # the same weights
     zeros = allocate(ALLOCATORS["global"], candidates, Budget(0.5, "macs"))
-    scores = {c.layer.name: c.saliency**2 / c.cost for c in candidates}
+    scores = {c.layer.name: c.saliency() ** 2 / c.cost for c in candidates}
     assert zeros == lowest(scores, sum(zeros.values()))
     assert cost_of(zeros, candidates) == 48
 
@@ -301,7 +301,7 @@ def test_lamp_is_the_papers(candidates: list[Candidate], sparsity: float) -> Non
     zeros = allocate(ALLOCATORS["lamp"], candidates, Budget(sparsity))
     last = sum(1 for c in candidates if c.zeros < c.layer.size)  # the largest weight of each layer scores 1: ties
     if max(goal, present) <= total(candidates) - last:
-        assert zeros == lowest({c.layer.name: lamp_scores(c.weight) for c in candidates}, max(goal, present))
+        assert zeros == lowest({c.layer.name: lamp_scores(c.weight()) for c in candidates}, max(goal, present))
     assert sum(zeros.values()) == max(goal, present)
 
 

@@ -316,6 +316,32 @@ def test_the_models_that_onnx_ships_go_through() -> None:
     assert sum(outcome.verdict == "pruned" for outcome in outcomes) >= 20
 
 
+def front_end(kernels: Array) -> ModelProto:
+    """A convolution of a sound with long kernels, and a layer behind it."""
+    tensors: dict[str, Array] = {"front": kernels[:, None].astype(np.float32), "w": random(1, 8, len(kernels), 3)}
+    nodes = [
+        helper.make_node("Conv", ["x", "front"], ["f"], name="front", strides=[32]),
+        helper.make_node("Relu", ["f"], ["r"]),
+        helper.make_node("Conv", ["r", "w"], ["y"], name="behind"),
+    ]
+    return build(nodes, {"x": ("n", 1, 512)}, ["y"], tensors)
+
+
+@pytest.mark.parametrize("length", [32, 100, 256])
+def test_a_fourier_transform_stored_as_a_convolution_stays(length: int) -> None:
+    time, bins = np.arange(length), np.arange(1, length // 2)[:, None]
+    tones = np.concatenate([np.cos(2 * np.pi * bins * time / length), np.sin(2 * np.pi * bins * time / length)])
+    result = pruned(front_end(tones * np.hanning(length)), positions=4)
+    assert zeros(result) == {"behind": 0.5}
+    assert reasons(result) == {"front": "a bank of fixed filters (windowed tones), not learned"}
+
+
+@pytest.mark.parametrize("length", [16, 32, 256])
+def test_long_kernels_that_are_no_tones_are_pruned(length: int) -> None:
+    smooth = random(2, 24, length) * np.hanning(length)
+    assert zeros(pruned(front_end(smooth), positions=4)) == {"front": 0.5, "behind": 0.5}
+
+
 def test_selecting_nothing_still_names_everything() -> None:
     found = inspect(in_branches(), Selection(min_size=10_000))
     assert found.layers == ()

@@ -16,10 +16,10 @@ from relrep_onnx.graph.model import (
     staged,
 )
 from relrep_onnx.graph.parameters import Parameter, as_inputs, parameters, with_tensors
-from relrep_onnx.graph.rewrite import set_metadata, with_layer, write_layer
+from relrep_onnx.graph.rewrite import as_stored, set_metadata, with_layer, write_layer
 from relrep_onnx.graph.shapes import activation_shapes
 from relrep_onnx.graph.stages import Stage, plan_stages, stage_model
-from relrep_onnx.graph.storage import detach, raise_opset
+from relrep_onnx.graph.storage import detach, is_large, raise_opset, restore, without_data
 
 __all__ = [
     "STANDARD_DOMAINS",
@@ -31,6 +31,7 @@ __all__ = [
     "Staged",
     "activation_shapes",
     "as_inputs",
+    "as_stored",
     "block_ends",
     "branch_scale",
     "check_target",
@@ -39,6 +40,7 @@ __all__ = [
     "display_name",
     "find_layers",
     "input_files",
+    "is_large",
     "load",
     "model_hash",
     "parameters",
@@ -46,11 +48,13 @@ __all__ = [
     "raise_opset",
     "read_weight",
     "reads",
+    "restore",
     "serialized",
     "set_metadata",
     "stage_model",
     "staged",
     "with_layer",
     "with_tensors",
+    "without_data",
     "write_layer",
 ]

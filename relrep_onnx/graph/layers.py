@@ -11,6 +11,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from relrep_onnx.graph.branches import with_shortcut
+from relrep_onnx.graph.filters import are_tones, has_long_kernels
 from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, subgraphs
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
 from relrep_onnx.graph.stages import levels
@@ -61,7 +62,9 @@ def find_layers(
     for root, users in found.items():
         problem = _sharing_problem(graph, root, users)
         layer = _layer(graph, root, users, {layer.name for layer in layers}) if problem is None else None
-        problem = problem if layer is None else refuse(layer)
+        if layer is not None:
+            bank = has_long_kernels(layer) and are_tones(read_weight(graph, layer))
+            problem = "a bank of fixed filters (windowed tones), not learned" if bank else refuse(layer)
         if layer is not None and problem is None:
             layers.append(layer)
         else:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from google.protobuf.message import DecodeError, EncodeError
@@ -23,9 +24,12 @@ from onnx.checker import ValidationError
 from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
 
 from relrep_onnx.graph.index import subgraphs
+from relrep_onnx.graph.storage import is_large, without_data
 from relrep_onnx.types import ConfigError, ModelError
 
 HASH_LENGTH = 12
+
+DATA_FIELDS: Final = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
 
 ModelSource = str | os.PathLike[str] | ModelProto
 """A path, or a model in memory."""
@@ -44,6 +48,11 @@ class LoadedModel:
     def name(self) -> str:
         """How messages call it."""
         return str(self.path) if self.path else "the given model"
+
+    @property
+    def large(self) -> bool:
+        """Whether it is too large for one message, so that copies of it should be few."""
+        return is_large(self.model)
 
 
 def load(source: ModelSource) -> LoadedModel:
@@ -128,6 +137,11 @@ def _densify(model: ModelProto) -> tuple[str, ...]:
     return tuple(notes)
 
 
+def _raw(tensor: TensorProto) -> bytes:
+    """A tensor's bytes, however it stores them."""
+    return tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
+
+
 def serialized(model: ModelProto, what: str, instead: str) -> bytes:
     """The bytes of a model, the same each time.
 
@@ -157,9 +171,8 @@ class Staged:
         copy = model
         with self._writing():
             if external:
-                copy = ModelProto()
-                copy.CopyFrom(model)
-                self._write_external(copy, external)
+                copy = without_data(model, external)
+                self._write_external(model, copy, external)
             content = serialized(copy, "the model", "store its tensors as external data first")
         self.write_bytes(content)
 
@@ -172,33 +185,33 @@ class Staged:
         with self._writing():
             self.path.write_bytes(content)
 
-    def _write_external(self, model: ModelProto, external: Mapping[str, str]) -> None:
-        files: dict[str, list[TensorProto]] = {}
-        for tensor in _stored_tensors(model):
+    def _write_external(self, model: ModelProto, copy: ModelProto, external: Mapping[str, str]) -> None:
+        """Writes the data of `model` and lets the tensors of `copy`, where they are still empty, refer to them."""
+        files: dict[str, list[tuple[TensorProto, TensorProto]]] = {}
+        for tensor, reference in zip(_stored_tensors(model), _stored_tensors(copy), strict=True):
             if tensor.name in external:
-                if not tensor.HasField("raw_data"):
-                    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
-                files.setdefault(external[tensor.name], []).append(tensor)
+                files.setdefault(external[tensor.name], []).append((tensor, reference))
         for number, tensors in enumerate(files.values()):
             digest = hashlib.sha256()
-            for tensor in tensors:
-                digest.update(tensor.raw_data)
+            for tensor, _ in tensors:
+                digest.update(_raw(tensor))
             suffix = f"-{number}" if number else ""
             final = self.target.with_name(f"{self.target.name}.{digest.hexdigest()[:HASH_LENGTH]}{suffix}.data")
             if not final.exists():
                 temporary = final.with_name(f".{final.name}.relrep-{os.getpid()}.tmp")
                 self._data.extend([final, temporary])
                 with temporary.open("wb") as stream:
-                    for tensor in tensors:
-                        stream.write(tensor.raw_data)
+                    for tensor, _ in tensors:
+                        stream.write(_raw(tensor))
                 temporary.replace(final)
             offset = 0
-            for tensor in tensors:
-                length = len(tensor.raw_data)
-                tensor.ClearField("raw_data")
-                tensor.data_location = TensorProto.EXTERNAL
+            for tensor, reference in tensors:
+                length = len(_raw(tensor))
+                for kind in DATA_FIELDS:
+                    reference.ClearField(kind)
+                reference.data_location = TensorProto.EXTERNAL
                 for key, value in (("location", final.name), ("offset", offset), ("length", length)):
-                    tensor.external_data.add(key=key, value=str(value))
+                    reference.external_data.add(key=key, value=str(value))
                 offset += length
 
     def files(self) -> list[Path]:
@@ -313,10 +326,7 @@ def _alive(process: int) -> bool:
 def model_hash(model: ModelProto) -> str:
     """sha256 of the model with all its tensors, hexadecimal."""
     digest = hashlib.sha256()
-    skeleton = ModelProto()
-    skeleton.CopyFrom(model)
-    for tensor in skeleton.graph.initializer:
+    for tensor in model.graph.initializer:
         digest.update(tensor.raw_data)
-        tensor.ClearField("raw_data")
-    digest.update(skeleton.SerializeToString(deterministic=True))
+    digest.update(without_data(model, {tensor.name for tensor in model.graph.initializer}).SerializeToString(deterministic=True))
     return digest.hexdigest()

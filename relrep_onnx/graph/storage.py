@@ -2,15 +2,58 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
+from typing import Final
 
-from onnx import ModelProto, version_converter
+from google.protobuf.message import Message
+from onnx import ModelProto, helper, version_converter
 
 from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph
 from relrep_onnx.types import ModelError
 
 _LEAST_IR = {11: 6, 17: 8, 20: 9}
 """The IR version that came with an operator set; older readers refuse the pair."""
+
+MESSAGE: Final = 2**31 - 2**20
+"""Bytes of tensors that still fit into one message, with some room for the nodes."""
+
+
+def is_large(model: ModelProto) -> bool:
+    """Whether a model's initializers are too large for one message, which holds 2 GB; nothing is copied to find out."""
+    sizes = (math.prod(t.dims) * helper.tensor_dtype_to_np_dtype(t.data_type).itemsize for t in model.graph.initializer)
+    return sum(sizes) > MESSAGE
+
+
+def without_data(model: ModelProto, names: Collection[str]) -> ModelProto:
+    """A copy in which these initializers are empty: of a large model, the rest is small."""
+    copy = ModelProto()
+    _merge(model, copy, "graph")
+    _merge(model.graph, copy.graph, "initializer")
+    for tensor in model.graph.initializer:
+        added = copy.graph.initializer.add()
+        if tensor.name in names and tensor.HasField("raw_data"):
+            _merge(tensor, added, "raw_data")
+        else:
+            added.CopyFrom(tensor)
+    return copy
+
+
+def restore(model: ModelProto, source: Graph, name: str) -> None:
+    """Gives an initializer that `without_data` left empty its data back."""
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(source.tensors[name])
+
+
+def _merge(source: Message, target: Message, left_out: str) -> None:
+    """Copies every field that is set but one."""
+    for field, value in source.ListFields():
+        if field.name != left_out:
+            if hasattr(value, "MergeFrom"):
+                getattr(target, field.name).MergeFrom(value)
+            else:
+                setattr(target, field.name, value)
 
 
 def detach(model: ModelProto, names: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import onnxruntime
+from onnxruntime import InferenceSession as Session
 from PIL import Image
 
 from tools.bench import text
@@ -30,7 +30,6 @@ UNSEEN: Final = ("camera.png", "cell.png", "clock_motion.png", "coffee.png", "co
 TEXT_SEEDS: Final = (1, 2, 3)
 LEARN_SEED: Final = 7
 
-Session = onnxruntime.InferenceSession
 Feed = Mapping[str, Array]
 
 
@@ -81,7 +80,7 @@ def pages(folder: Path, names: Sequence[str], count: int, size: int, seed: int) 
 def detector_pages(names: Sequence[str], count: int, seed: int) -> Callable[[Path], Array]:
     def load(folder: Path) -> Array:
         scaled = pages(folder, names, count, 320, seed).astype(np.float32) / 255
-        normal = (scaled - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225])
+        normal = (scaled - np.array([0.485, 0.456, 0.406], np.float32)) / np.array([0.229, 0.224, 0.225], np.float32)
         return np.ascontiguousarray(normal.transpose(0, 3, 1, 2))
 
     return load
@@ -94,7 +93,7 @@ def raw_pages(names: Sequence[str], count: int, seed: int) -> Callable[[Path], A
 def photographs(names: Sequence[str], count: int, seed: int) -> Callable[[Path], Array]:
     def load(folder: Path) -> Array:
         stacked = np.stack([np.asarray(crop) for crop in crops(folder, names, count, 224, seed)])
-        return stacked[..., ::-1].astype(np.float32) - np.float32([104, 117, 123])
+        return stacked[..., ::-1].astype(np.float32) - np.array([104, 117, 123], np.float32)
 
     return load
 
@@ -173,7 +172,8 @@ def voices(steps: int, seed: int, batch: int = 8, rate: int = 16_000) -> Callabl
                 gain = sum(np.exp(-(((k * 150 - formant) / 200) ** 2)) for formant in formants) + 0.05
                 one += 0.05 * gain * np.sin(2 * np.pi * k * pitch) * (np.sin(2 * np.pi * 1.3 * time + rng.uniform(0, 6)) > -0.2)
         session = Session(str(folder / "silero.onnx"), providers=["CPUExecutionProvider"])
-        state, feeds = np.zeros((2, batch, 128), np.float32), []
+        state = np.zeros((2, batch, 128), np.float32)
+        feeds: list[Feed] = []
         for start in range(0, steps * 512, 512):
             feed = {"input": sound[:, start : start + 576].astype(np.float32), "state": state, "sr": np.array(rate)}
             feeds.append(feed)
