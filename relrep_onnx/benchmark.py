@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from relrep_onnx import kernels
+from relrep_onnx.graph import check_external
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, ConfigError, Feeds, ModelError, Progress, TensorInfo, VerificationError
 
@@ -82,6 +83,8 @@ def benchmark(models: Sequence[Path], plan: Plan, options: RuntimeOptions, progr
         raise ConfigError(f"--rounds is {plan.rounds}; give at least 1")
     if options.custom_op_library is None and kernels.available():
         options = replace(options, custom_op_library=str(kernels.library_path()))
+    for path in models:
+        check_external(path)
     settings = [(threads, batch) for threads in plan.threads for batch in plan.batches]
     found = []
     for number, (threads, batch) in enumerate(settings):

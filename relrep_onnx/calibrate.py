@@ -10,7 +10,6 @@ know of it.
 
 from __future__ import annotations
 
-import os
 import tempfile
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Final
 import numpy as np
 
 from relrep_onnx.graph import Graph, Stage, branch_scale, plan_stages, read_weight, stage_model, write_layer
+from relrep_onnx.memory import free_memory
 from relrep_onnx.moments import Covariance, Moments, MomentStream
 from relrep_onnx.patches import choose_positions, design_rows, macs, output_rows
 from relrep_onnx.runtime import RuntimeOptions, Session
@@ -327,8 +327,5 @@ def _finite(layer: Layer, rows: FloatArray) -> FloatArray:
 
 
 def default_memory() -> int:
-    """A quarter of the free memory in bytes; 2 GiB where the system does not tell."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError, AttributeError):
-        return 2 << 30
+    """A quarter of the free memory in bytes."""
+    return free_memory() // 4

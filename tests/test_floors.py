@@ -12,6 +12,7 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
+    "memory": 0,
     **dict.fromkeys(
         ("moments", "masks", "swaps", "patches", "adam", "augment", "graph", "runtime", "cache", "checkpoint", "kernels"), 1
     ),
@@ -31,7 +32,7 @@ FLOORS: Final[dict[str, int]] = {
 }
 """A folder is one room; its own modules must import each other in an order without a circle."""
 
-CALIBRATE: Final = {"types", "graph", "runtime", "moments", "patches"}
+CALIBRATE: Final = {"types", "memory", "graph", "runtime", "moments", "patches"}
 CONFIG: Final = {"types", "augment", "data", "deployment", "masks", "runtime", "verify"}
 LIBRARIES: Final = {
     # In export for the converters that come with it; only runtime opens sessions.

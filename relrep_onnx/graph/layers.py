@@ -126,6 +126,8 @@ def _weight_of(graph: Graph, node: NodeProto) -> _Found | None:
     operator = OPERATORS.get(node.op_type) if is_standard(node) else None
     if operator is None:
         return None
+    if not node.output or not node.output[0]:
+        raise NotPrunable("it has no output")
     constants = [(slot, graph.constant(node.input[slot])) for slot in operator.weight_slots if slot < len(node.input)]
     slot, constant = next(((s, c) for s, c in constants if c is not None), (0, None))
     if constant is None:
