@@ -25,7 +25,7 @@ from relrep_onnx.memory import free_memory
 from relrep_onnx.moments import Covariance, Moments, MomentStream
 from relrep_onnx.patches import choose_positions, design_rows, macs, output_rows
 from relrep_onnx.runtime import RuntimeOptions, Session
-from relrep_onnx.types import Array, CalibrationError, Feeds, FloatArray, Layer, Progress, RepairedLayer
+from relrep_onnx.types import EXTREME, Array, CalibrationError, Feeds, FloatArray, Layer, Progress, RepairedLayer
 
 WIDE: Final = 8192
 WIDE_ROWS: Final = 4096
@@ -87,7 +87,13 @@ class TensorStore:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="relrep-")
             self._files += 1
             path = Path(self._folder.name) / f"{self._files}.npy"
-            np.save(path, value, allow_pickle=False)
+            try:
+                np.save(path, value, allow_pickle=False)
+            except OSError as error:
+                raise CalibrationError(
+                    f"no room for waiting activations in {tempfile.gettempdir()!r} ({error.strerror or error}); set TMPDIR to a "
+                    "larger disk, give more --max-memory or fewer --num-samples"
+                ) from error
             self._values[key] = path
             return
         self.held += getattr(value, "nbytes", 0)
@@ -238,6 +244,7 @@ def sequential_pass(
     repair: Callable[[Layer, FloatArray, Moments, Moments | None], RepairedLayer],
     *,
     sums: bool = False,
+    known: Callable[[Layer], RepairedLayer | None] = lambda layer: None,
 ) -> dict[str, RepairedLayer]:
     """Repairs layers in order: each sees the inputs of the already repaired network and aims at the dense outputs.
 
@@ -249,6 +256,7 @@ def sequential_pass(
         targets: what the dense pass gave for a layer; None where the layer stays as it is.
         repair: (layer, dense weight, moments, moments of the held-out batches if there are any) -> what the sparse network gets.
         sums: aim at the dense sum where a layer ends a residual branch, instead of at its own dense output.
+        known: what an earlier run made of a layer, if anything: it is taken as it is.
     """
     stages = plan_stages(graph, layers)
     repaired: dict[str, RepairedLayer] = {}
@@ -259,6 +267,9 @@ def sequential_pass(
             for layer in stage.layers:
                 aims = targets(layer)
                 if aims is None:
+                    continue
+                if (finished := known(layer)) is not None:
+                    repaired[layer.name] = finished
                     continue
                 fit, held_out = (MomentStream(layer.groups, layer.cols, layer.rows) for _ in range(2))
                 outputs = MomentStream(1, 1, layer.rows)
@@ -319,9 +330,10 @@ def _visits(graph: Graph, layer: Layer, walk: Walk, feeds: Feeding, settings: Wa
 
 
 def _finite(layer: Layer, rows: FloatArray) -> FloatArray:
-    if not np.isfinite(rows).all():
+    if not (np.abs(rows) <= EXTREME).all():  # NaN too
         raise CalibrationError(
-            f"layer {layer.name!r} gets NaN or infinity from the calibration data; check the data's scale, or exclude the layer"
+            f"layer {layer.name!r} gets NaN, infinity or numbers beyond {EXTREME:g} from the calibration data; check the data's "
+            "scale, or exclude the layer"
         )
     return rows
 

@@ -179,10 +179,12 @@ def provenance_line(analysis: Analysis) -> str:
     p, c = analysis.provenance, analysis.config
     versions = ", ".join(f"{name} {number}" for name, number in p.versions.items())
     data = "random data" if p.random_data else clean(p.data)
+    left_out = f" without {len(p.left_out)} bad ones" if p.left_out else ""
     allocator = analysis.allocator if isinstance(analysis, Result) else c.allocate
     return (
-        f"{p.calibration_samples} calibration samples from {data} ({p.data_sha256[:12]}), model {p.model_sha256[:12]}, allocate "
-        f"{allocator}, pattern {c.pattern}, repair {c.repair}, seed {c.seed}, threads {c.threads or 'default'}; {versions}"
+        f"{p.calibration_samples} calibration samples from {data}{left_out} ({p.data_sha256[:12]}), model {p.model_sha256[:12]}, "
+        f"allocate {allocator}, pattern {c.pattern}, repair {c.repair}, seed {c.seed}, threads {c.threads or 'default'}; "
+        f"{versions}"
     )
 
 
@@ -295,7 +297,7 @@ def _layer_table(layers: Iterable[LayerReport], *, allocated: bool) -> Table:
 
 def _skipped_and_notes(skipped: Iterable[Skipped], notes: Iterable[str]) -> list[RenderableType]:
     parts: list[RenderableType] = []
-    rows = [(_name(s.node), s.op, escape(clean(s.reason))) for s in skipped]
+    rows = [(_name(s.node), _name(s.op), escape(clean(s.reason))) for s in skipped]
     if rows:
         table = _table("left as it is", "op", "reason")
         for row in rows:

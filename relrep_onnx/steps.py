@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from onnx import ModelProto
 
 from relrep_onnx import distill
@@ -65,6 +66,27 @@ class TargetStore:
         if outputs is None or ends is None:
             raise KeyError(layer.name)
         return Targets(outputs, shortcut, ends)
+
+
+class Finished:
+    """Repaired layers of one pass, kept as they are finished, where the job keeps any; `how` tells this pass from others."""
+
+    def __init__(self, job: Job, how: object) -> None:
+        self._cache = job.finished
+        self._key = repr((job.statistics_key, job.layers, job.config.repair, job.config.pattern, how))
+
+    def put(self, layer: Layer, repaired: RepairedLayer) -> None:
+        """Keeps one layer."""
+        if self._cache is not None:
+            fields = {name: getattr(repaired, name) for name in ("weight", "bias_shift", "residual")}
+            self._cache.put(f"{self._key} {layer.name}", {**fields, "notes": np.array(repaired.notes, np.str_)})
+
+    def get(self, layer: Layer) -> RepairedLayer | None:
+        """One layer, if it was finished before."""
+        entry = None if self._cache is None else self._cache.get(f"{self._key} {layer.name}")
+        if entry is None:
+            return None
+        return RepairedLayer(entry["weight"], entry["bias_shift"], entry["residual"], tuple(entry["notes"].tolist()))
 
 
 def score(
@@ -151,9 +173,13 @@ def repair_all(
     if not pruned:
         return {}
 
+    kept = Finished(job, (chosen.search is None, batches, [zeros[layer.name] for layer in job.layers]))
+
     def one(layer: Layer, weight: FloatArray, moments: Moments, held_out: Moments | None) -> RepairedLayer:
         with naming(layer):
-            return chosen(Task(layer, weight, job.saliency(weight), job.pattern, zeros[layer.name], moments, held_out))
+            repaired = chosen(Task(layer, weight, job.saliency(weight), job.pattern, zeros[layer.name], moments, held_out))
+        kept.put(layer, repaired)
+        return repaired
 
     return sequential_pass(
         job.graph,
@@ -163,6 +189,7 @@ def repair_all(
         lambda layer: targets.get(layer) if layer.name in pruned else None,
         one,
         sums=chosen.sums,
+        known=kept.get,
     )
 
 
@@ -184,7 +211,7 @@ def write(job: Job, repaired: Mapping[str, RepairedLayer], allocator: str, spars
     return sparse
 
 
-def refined(job: Job, sparse: ModelProto, checkpoint: Path | None, progress: Progress) -> tuple[ModelProto, Refinement]:
+def refined(job: Job, sparse: ModelProto, progress: Progress) -> tuple[ModelProto, Refinement]:
     """All survivors and biases moved together towards the dense model's features and outputs; small layers move too."""
     config, runtime = job.config, job.config.as_runtime()
     sample = next(job.calibration.batches(1))
@@ -194,6 +221,7 @@ def refined(job: Job, sparse: ModelProto, checkpoint: Path | None, progress: Pro
     held = Held(d, job.session, job.batches(job.decision), runtime)
     values = {name: graph.stored(name) for name in d.names}
     kinds = augment_kinds(config.augment)
+    checkpoint = None if job.finished is None else job.finished.folder / "refinement.npz"
     key = repr((graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))
     recipe = Recipe(config.refine, kinds, config.seed, job.settings.memory, runtime, checkpoint, key)
     best, account = refine(d, values, job.calibration, held, recipe, progress)

@@ -18,7 +18,7 @@ FLOORS: Final[dict[str, int]] = {
     ),
     **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient", "deployment", "benchmark"), 2),
     **dict.fromkeys(("config", "repair", "distill", "export"), 3),
-    **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
+    **dict.fromkeys(("score", "allocate", "results", "statistics", "damage", "screen"), 4),
     **dict.fromkeys(("job", "refinement"), 5),
     **dict.fromkeys(("steps", "exporting"), 6),
     "search": 7,

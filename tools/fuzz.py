@@ -1,10 +1,10 @@
 """Hostile models and data through the real commands: `python tools/fuzz.py [--models N] [--data N] [--first SEED]`.
 
 Each case is written by its seed (`tools/hostile.py`) and goes through `inspect` and `optimize`, or as calibration data through
-`optimize`, inside a worker process that is used until it dies.  A finding is: a traceback or anything but one sentence; an exit code
-other than 0, 1, 2, 3; a time limit passed; memory beyond a limit; an output or a temporary file left by a command that failed; a file
-outside the model's folder opened by anyone, ONNX Runtime included (watched by inotify, on Linux).  A worker that dies inside ONNX Runtime
-is counted by itself.  The exit code is 0 when nothing was found.
+`optimize`, inside a worker process that is used until it dies.  A finding is: a traceback or anything but one sentence; an exit
+code other than 0, 1, 2, 3; a time limit passed; memory beyond a limit; an output or a temporary file left by a command that
+failed; a file outside the model's folder opened by anyone, ONNX Runtime included (watched by inotify, on Linux).  A worker that
+dies inside ONNX Runtime is counted by itself.  The exit code is 0 when nothing was found.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import selectors
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -32,7 +33,9 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 SECONDS: Final = 20.0
-"""Of one case, before it counts as a hang."""
+"""Of the processor, for one case, before it counts as a hang;"""
+PATIENCE: Final = 30
+"""or so many times as long on the clock: it waits for something, or the machine is very busy."""
 MEMORY: Final = 3 << 30
 """Of address space that a worker may add to what it has when it is ready;"""
 RESIDENT: Final = 256 << 20
@@ -112,7 +115,20 @@ def command(*arguments: str | Path) -> tuple[int, str, str]:
     return code, problem, lines[-1] if lines else ""
 
 
-QUICK: Final = ("--num-samples", "8", "--batch-size", "4", "--threads", "1", "--min-size", "8", "--sparsity", "0.5", "--positions", "4")
+QUICK: Final = (
+    "--num-samples",
+    "8",
+    "--batch-size",
+    "4",
+    "--threads",
+    "1",
+    "--min-size",
+    "8",
+    "--sparsity",
+    "0.5",
+    "--positions",
+    "4",
+)
 
 
 def run_case(kind: str, seed: int, watch: Watch) -> Outcome:
@@ -120,7 +136,7 @@ def run_case(kind: str, seed: int, watch: Watch) -> Outcome:
     from tools import hostile
 
     with tempfile.TemporaryDirectory(prefix="relrep-fuzz-") as place:
-        folder, results = Path(place), []
+        folder, results = Path(place), list[tuple[int, str, str, str]]()
         secret = folder / hostile.OUTSIDE
         if kind == "model":
             path, what = hostile.write_model(seed, folder)
@@ -137,17 +153,16 @@ def run_case(kind: str, seed: int, watch: Watch) -> Outcome:
             path.write_bytes(hostile.conv(np.random.default_rng(0)).SerializeToString())
             data, what = hostile.write_data(seed, folder)
             skip = ("--skip-bad-samples",) if seed % 2 else ()
-            steps = [("optimize", path, path.with_name("out.onnx"), "--calib", data, *QUICK, "--allocate", "uniform")]
+            steps = [("optimize", path, path.with_name("out.onnx"), "--calib", data, *QUICK, "--allocate", "uniform", *skip)]
         secret.parent.mkdir(exist_ok=True)
         secret.touch()
-        before = {p for p in path.parent.rglob("*")}
+        before = set(path.parent.rglob("*"))
         findings = []
         reset_peak()
         resting = peak()
         with watch.on(secret):
             watch.seen()
-            for step in steps:
-                results.append((*command(*step), str(step[0])))
+            results.extend((*command(*step), str(step[0])) for step in steps)
             if watch.seen():
                 findings.append("read outside the model's folder")
         if (grown := peak() - resting) > RESIDENT:
@@ -172,6 +187,14 @@ def peak() -> int:
     with contextlib.suppress(OSError, ValueError, IndexError):
         return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) << 10
     return 0
+
+
+def processor_seconds(process: int) -> float:
+    """What a process has used so far."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 def address_space() -> int:
@@ -203,7 +226,7 @@ class Pool:
 
     def __init__(self, seconds: float = SECONDS) -> None:
         self._seconds = seconds
-        self._process: subprocess.Popen[str] | None = None
+        self.process: subprocess.Popen[str] | None = None
         self._noise: IO[str] | None = None
         self.started = 0
 
@@ -215,34 +238,46 @@ class Pool:
 
     def close(self) -> None:
         """Ends the worker."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
+        if self.process is not None:
+            self.process.kill()
+            with contextlib.suppress(BrokenPipeError):
+                self.process.communicate()
+            self.process = None
         if self._noise is not None:
             self._noise.close()
 
     def run(self, kind: str, seed: int) -> Outcome:
         """One case; a hang is a finding, a death is told as the exit code of its signal, negative."""
-        process = self._process or self._start()
+        process = self.process or self._start()
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(json.dumps([kind, seed]) + "\n")
-        process.stdin.flush()
-        with selectors.DefaultSelector() as selector:
-            selector.register(process.stdout, selectors.EVENT_READ)
-            ready = selector.select(self._seconds)
+        with contextlib.suppress(BrokenPipeError):  # a worker that is dead is met below
+            process.stdin.write(json.dumps([kind, seed]) + "\n")
+            process.stdin.flush()
+        ready = self._answers(process)
         line = process.stdout.readline() if ready else ""
         if line:
-            values = {k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(line).items()}
-            return Outcome(**values)
+            said = json.loads(line)
+            return Outcome(kind, seed, said["what"], *(tuple(said[name]) for name in ("codes", "messages", "findings")))
         if ready:
             code = process.wait()
-            said = self._said()
+            last = self._said()
             self.close()
-            return Outcome(kind, seed, f"the worker died: {said}", (code,), (), ())
+            return Outcome(kind, seed, f"the worker died: {last}", (code,), (), ())
         self.close()
         return Outcome(kind, seed, "", (), (), (f"no end after {self._seconds:g} s",))
+
+    def _answers(self, process: subprocess.Popen[str]) -> bool:
+        """Whether the worker says something, or dies, in time."""
+        assert process.stdout is not None
+        began, used = time.monotonic(), processor_seconds(process.pid)
+        with selectors.DefaultSelector() as selector:
+            selector.register(process.stdout, selectors.EVENT_READ)
+            while not selector.select(1.0):
+                spent = processor_seconds(process.pid) - used
+                if max(spent, (time.monotonic() - began) / PATIENCE) > self._seconds:
+                    return False
+        return True
 
     def _said(self) -> str:
         assert self._noise is not None
@@ -251,13 +286,13 @@ class Pool:
 
     def _start(self) -> subprocess.Popen[str]:
         self.started += 1
-        self._noise = tempfile.TemporaryFile("w+")
+        self._noise = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the worker
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "PYTHONFAULTHANDLER": "1"}
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._noise, text=True,
             env=environment,
         )  # fmt: skip
-        return self._process
+        return self.process
 
 
 def attack(cases: list[tuple[str, int]], out: IO[str] | None = None) -> list[Outcome]:
@@ -281,7 +316,10 @@ def table(outcomes: list[Outcome]) -> str:
     for kind in dict.fromkeys(o.kind for o in outcomes):
         mine = [o for o in outcomes if o.kind == kind]
         last = collections.Counter(o.codes[-1] if o.codes else "hang" for o in mine)
-        ends = ", ".join(f"{count} {'died by ' if isinstance(end, int) and end < 0 else ''}{end}" for end, count in sorted(last.items(), key=str))
+        ends = ", ".join(
+            f"{count} {'died by ' if isinstance(end, int) and end < 0 else ''}{end}"
+            for end, count in sorted(last.items(), key=str)
+        )
         found = sum(bool(o.findings) for o in mine)
         lines.append(f"{len(mine)} {kind} cases by the last exit code: {ends}; {found} with findings")
     return "\n".join(lines)

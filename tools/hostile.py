@@ -1,6 +1,6 @@
 """Hostile files for `tools/fuzz.py`: small sound models and data files, damaged by a seed in one to three places.
 
-Every file is a pure function of its kind and its seed.  Models live in `FOLDER/model`; what must never be read lies beside that folder.
+Every file is a pure function of its kind and its seed.  Models live in `FOLDER/model`; what must never be read lies beside it.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ Random = np.random.Generator
 
 ODD: Final = (-(2**63), -(2**31), -3, -1, 0, 1, 2, 3, 5, 64, 255, 65537, 2**31 - 1, 2**31, 2**40, 2**62, 2**63 - 1)
 NAMES: Final = ("", "x", "y", "evil\x1b[2J\x07name", "a\nb\rc", "[red]m[/red]", "\u202egnp", "n" * 300, "../w", "<b>&amp;</b>")
+ADDED: Final = (
+    "group", "transA", "transB", "axis", "to", "allowzero", "alpha", "beta", "auto_pad", "kernel_shape", "pads", "strides",
+    "dilations", "output_padding", "output_shape", "perm", "epsilon", "training_mode",
+)  # fmt: skip
 OUTSIDE: Final = "outside/secret.bin"
 """Inside the case's folder, beside the model's."""
 
 
 def _w(rng: Random, *shape: int, kind: Any = np.float32) -> Array:
-    return (rng.standard_normal(shape) / max(1, shape[-1]) ** 0.5).astype(kind)
+    return np.asarray(rng.standard_normal(shape) / max(1, shape[-1]) ** 0.5, kind)
 
 
 def _value(name: str, shape: Sequence[int | str], kind: int = TensorProto.FLOAT) -> ValueInfoProto:
@@ -122,7 +126,7 @@ def control(rng: Random) -> ModelProto:
         node("If", ["yes"], ["z"], name="branch", then_branch=branch[0], else_branch=branch[1]),
         node("Loop", ["twice", "", "z"], ["y"], name="loop", body=body),
     ]
-    tensors = {"w": _w(rng, 5, 6), "wl": _w(rng, 4, 4), "zero": np.array(0, np.float32), "twice": np.array(2)}
+    tensors: dict[str, Array] = {"w": _w(rng, 5, 6), "wl": _w(rng, 4, 4), "zero": np.array(0, np.float32), "twice": np.array(2)}
     return _model(nodes, [_value("x", ["N", 5])], [_value("y", ["N", 4])], tensors)
 
 
@@ -277,8 +281,7 @@ def add_attribute(rng: Random, model: ModelProto) -> None:
     node = _pick(rng, _nodes(model))
     if node is None:
         return
-    name = _pick(rng, ["group", "transA", "transB", "axis", "to", "allowzero", "alpha", "beta", "auto_pad", "kernel_shape", "pads",
-                       "strides", "dilations", "output_padding", "output_shape", "perm", "epsilon", "training_mode"])  # fmt: skip
+    name = _pick(rng, ADDED)
     value: Any = _pick(rng, ODD)
     if name in ("alpha", "beta", "epsilon"):
         value = float(_pick(rng, [0.0, float("nan"), float("inf"), -1.0, 1e-45]))
@@ -388,8 +391,8 @@ def change_version(rng: Random, model: ModelProto) -> None:
 
 
 MUTATIONS: Final = (
-    change_dims, change_values, change_attribute, change_attribute, add_attribute, change_node, change_node, change_node, add_loop,
-    change_value, change_store, change_version,
+    change_dims, change_values, change_attribute, change_attribute, add_attribute, change_node, change_node, change_node,
+    add_loop, change_value, change_store, change_version,
 )  # fmt: skip
 
 
@@ -407,8 +410,8 @@ def put_outside(rng: Random, model: ModelProto, folder: Path) -> str:
     os.mkfifo(inside / "pipe")
     location = str(_pick(rng, [
         "data.bin", "data.bin", "./data.bin", "near.bin", "self/data.bin", "link.bin", "away/secret.bin", "loop", "pipe", "", ".",
-        f"../{OUTSIDE}", f"self/../../{OUTSIDE}", str((folder / OUTSIDE).resolve()), "/dev/zero", "/proc/self/environ", "missing.bin",
-        "model.onnx", "d\0ata.bin", "n" * 5000, f"..\\{OUTSIDE}", "*/_ORT_MEM_ADDR_/*", "\udcff".encode("utf8", "replace").decode(),
+        f"../{OUTSIDE}", f"self/../../{OUTSIDE}", str((folder / OUTSIDE).resolve()), "/dev/zero", "/proc/self/environ",
+        "missing.bin", "model.onnx", "d\0ata.bin", "n" * 5000, f"..\\{OUTSIDE}", "*/_ORT_MEM_ADDR_/*", "?",
     ]))  # fmt: skip
     entries = {"location": location, "offset": "8", "length": str(len(content))}
     if rng.random() < 0.3:
@@ -494,17 +497,23 @@ def _bomb(rng: Random) -> bytes:
 def _array_file(rng: Random) -> tuple[str, bytes, str]:
     x = rng.standard_normal((12, *SHAPE)).astype(np.float32)
     stream = io.BytesIO()
-    what = str(_pick(rng, ["pickle", "dtype", "shape", "header", "bomb", "nan", "members", "flip", "flip", "flip", "text", "empty"]))
+    what = str(
+        _pick(rng, ["pickle", "dtype", "shape", "header", "bomb", "nan", "members", "flip", "flip", "flip", "text", "empty"])
+    )
     if what == "pickle":
         np.savez(stream, x=np.array([{"a": 1}, "os.system"], dtype=object))
     elif what == "dtype":
-        kind = _pick(rng, ["<f8", "<i8", "|u1", "?", "<c16", "<U3", "|S4", "|V8", "<M8[s]", ">f4", "<f2", "|O", "<i0", [("a", "<f4")]])
+        kind = _pick(
+            rng, ["<f8", "<i8", "|u1", "?", "<c16", "<U3", "|S4", "|V8", "<M8[s]", ">f4", "<f2", "|O", "<i0", [("a", "<f4")]]
+        )
         stream.write(_npy((4, *SHAPE), kind, bytes(4 * 108 * 16)))
     elif what == "shape":
         shape = [int(v) for v in rng.integers(0, 9, int(rng.integers(0, 6)))]
         stream.write(_npy(tuple(shape), payload=bytes(4 * int(np.prod(shape)))))
     elif what == "header":
-        shape = _pick(rng, [(2**40, *SHAPE), (2**62, 4), (-1, *SHAPE), (2**31, 2**31, 2**31), (0, *SHAPE), "x", None, (1.5,), (True, 3), ()])
+        shape = _pick(
+            rng, [(2**40, *SHAPE), (2**62, 4), (-1, *SHAPE), (2**31, 2**31, 2**31), (0, *SHAPE), "x", None, (1.5,), (True, 3), ()]
+        )
         version = _pick(rng, [b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x09"])
         stream.write(_npy(shape, payload=bytes(432), version=version, order=bool(rng.integers(2))))
     elif what == "bomb":
@@ -516,7 +525,9 @@ def _array_file(rng: Random) -> tuple[str, bytes, str]:
         plain = io.BytesIO()
         np.save(plain, x)
         names = ["x.npy", "y.npy", "x", "../x.npy", "/etc/x.npy", "\x1b[2J.npy", "x.npy/", "", "n" * 400]
-        members = {str(_pick(rng, names)): _pick(rng, [plain.getvalue(), b"", b"PK", _npy((1,))]) for _ in range(int(rng.integers(0, 4)))}
+        members = {
+            str(_pick(rng, names)): _pick(rng, [plain.getvalue(), b"", b"PK", _npy((1,))]) for _ in range(int(rng.integers(0, 4)))
+        }
         return "data.npz", _npz(members, int(_pick(rng, [0, 8, 12, 14]))), what
     elif what == "text":
         stream.write(_pick(rng, [b"1,2,3\n", b"\x80\x04\x95.", b"PK\x03\x04", b"\x93NUMPY", b"[" * 100000]))
@@ -534,13 +545,15 @@ def _image(rng: Random) -> bytes:
 
     stream = io.BytesIO()
     mode = str(_pick(rng, ["RGB", "L", "1", "P", "RGBA", "CMYK", "I;16", "LA"]))
-    size = (int(rng.integers(1, 9)), int(rng.integers(1, 9)))
+    size = (6, 6) if rng.random() < 0.8 else (int(rng.integers(1, 9)), int(rng.integers(1, 9)))
     format_ = "PNG" if mode != "CMYK" else "JPEG"
     Image.new(mode, size).save(stream, format_)
     content = bytearray(stream.getvalue())
     if format_ == "PNG" and rng.random() < 0.3:
-        content[16:24] = struct.pack(">II", int(_pick(rng, [2**15, 2**31 - 1, 0, 30000])), int(_pick(rng, [2**15, 2**31 - 1, 30000])))
-    return flip_bytes(rng, bytes(content)) if rng.random() < 0.6 else bytes(content)
+        content[16:24] = struct.pack(
+            ">II", int(_pick(rng, [2**15, 2**31 - 1, 0, 30000])), int(_pick(rng, [2**15, 2**31 - 1, 30000]))
+        )
+    return flip_bytes(rng, bytes(content)) if rng.random() < 0.2 else bytes(content)
 
 
 def write_data(seed: int, folder: Path) -> tuple[Path, str]:
@@ -554,7 +567,7 @@ def write_data(seed: int, folder: Path) -> tuple[Path, str]:
     data = folder / "data"
     data.mkdir()
     if what == 3:
-        for number in range(int(rng.integers(1, 7))):
+        for number in range(int(rng.integers(1, 13))):
             (data / f"{number}{_pick(rng, ['.png', '.jpg', '.bmp', '.webp', '.png'])}").write_bytes(_image(rng))
         name = str(_pick(rng, ["pipe.npy", "link.png", "hole.npz", "folder.png", "\x1b[2J.png"]))
         if name == "pipe.npy":
@@ -566,7 +579,7 @@ def write_data(seed: int, folder: Path) -> tuple[Path, str]:
         else:
             (data / name).write_bytes(b"")
         return data, f"a folder of images and {name!r}"
-    for number in range(int(rng.integers(1, 5))):
+    for number in range(int(rng.integers(1, 9))):
         (inner := data / f"test_data_set_{number}").mkdir()
         tensor = numpy_helper.from_array(rng.standard_normal((1, *SHAPE)).astype(np.float32), str(_pick(rng, ["x", "", *NAMES])))
         if rng.random() < 0.5:

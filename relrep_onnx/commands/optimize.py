@@ -90,15 +90,13 @@ def optimize(
     json_path: Path | None,
     config_path: Path | None,
     save_config: Path | None,
-    checkpoint: Path | None,
+    resume: Path | None,
     effort: str | None,
     quiet: bool,
     **_: Any,
 ) -> None:
     """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT (a folder with several --to forms)."""
     config = config_of(config_path, EFFORTS[effort] if effort else {})
-    if checkpoint is not None and not config.refine:
-        raise ConfigError("--resume is about refinement; give --refine EPOCHS too")
     target = target_of(model, output, output_option, in_place, dry_run)
     if dry_run and json_path is not None:
         raise ConfigError("--json cannot apply to --dry-run: there is no result to write")
@@ -121,7 +119,7 @@ def optimize(
             holdout=holdout,
             cache_dir=cache_dir,
             in_place=in_place,
-            checkpoint=checkpoint,
+            resume=resume,
             progress=progress,
         )
     write_json(result, json_path)

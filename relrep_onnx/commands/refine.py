@@ -44,7 +44,7 @@ def refine(
     in_place: bool,
     calib: str,
     holdout: str | None,
-    checkpoint: Path | None,
+    resume: Path | None,
     json_path: Path | None,
     config_path: Path | None,
     quiet: bool,
@@ -64,7 +64,7 @@ def refine(
             config_of(config_path),
             holdout=holdout,
             in_place=in_place,
-            checkpoint=checkpoint,
+            resume=resume,
             progress=progress,
         )
     write_json(result, json_path)

@@ -47,7 +47,8 @@ def location_of(tensor: TensorProto) -> str | None:
     """The file that a tensor says its data are in, or None where it holds them itself."""
     if tensor.data_location != TensorProto.EXTERNAL:
         return None
-    return next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    return location if isinstance(location, str) else ""  # bytes are what protobuf gives for what is no UTF-8
 
 
 def read_external(model: ModelProto, path: Path | None) -> dict[str, str]:
@@ -69,7 +70,7 @@ def read_external(model: ModelProto, path: Path | None) -> dict[str, str]:
             tensor.raw_data = _read(tensor, path.parent, location, left)
         except (OSError, ValueError, RuntimeError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise ModelError(f"the external data {location[:200]!r} of tensor {tensor.name!r} cannot be read: {reason}") from error
+            raise _unreadable(tensor, location, reason) from error
         left -= len(tensor.raw_data)
         tensor.ClearField("data_location")
         del tensor.external_data[:]
@@ -92,7 +93,11 @@ def check_external(path: Path) -> None:
         try:
             _ = None if location is None else _inside(path.parent, location)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"the external data {str(location)[:200]!r} of tensor {tensor.name!r} cannot be read: {error}") from error
+            raise _unreadable(tensor, str(location), error) from error
+
+
+def _unreadable(tensor: TensorProto, location: str, reason: object) -> ModelError:
+    return ModelError(f"the external data {location[:200]!r} of tensor {tensor.name!r} cannot be read: {reason}")
 
 
 def _read(tensor: TensorProto, folder: Path, location: str, most: int) -> bytes:

@@ -17,6 +17,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from relrep_onnx.types import Array, ModelError
 
 PASS_THROUGH: Final = frozenset({"Identity", "Cast", "Transpose", "Reshape"})
+LONGEST_CHAIN: Final = 100
 RANDOM: Final = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
 STANDARD_DOMAINS: Final = ("", "ai.onnx")
 
@@ -121,9 +122,11 @@ class Graph:
         return max((o.version for o in self.model.opset_import if o.domain in STANDARD_DOMAINS), default=1)
 
     def constant(self, name: str) -> Constant | None:
-        """The stored tensor behind `name`, or None where it is computed some other way."""
+        """The stored tensor behind `name`, or None where it is computed some other way, or behind too long a chain."""
         steps: list[NodeProto] = []
         while name not in self.tensors:
+            if len(steps) == LONGEST_CHAIN:
+                return None
             node = self.producers.get(name)
             if node is None or node.op_type not in PASS_THROUGH or not is_standard(node) or not node.input:
                 return None
@@ -153,7 +156,8 @@ class Graph:
             try:
                 array = self._step(node, array, cast)
             except (ValueError, TypeError, LookupError) as error:
-                raise ModelError(f"{display_name(node)!r} ({node.op_type}) does not fit the constant it reads: {error}") from error
+                what = f"{display_name(node)!r} ({node.op_type})"
+                raise ModelError(f"{what} does not fit the constant it reads: {error}; export the model anew") from error
         return array
 
     def _step(self, node: NodeProto, array: Array, cast: bool) -> Array:

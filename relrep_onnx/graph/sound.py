@@ -1,5 +1,7 @@
-"""What the other rooms may rely on, checked once when a model is loaded: names are text, stored tensors hold what their shapes say,
-attributes have types, nodes come in an order in which they can run.
+"""What the other rooms may rely on, checked once when a model is loaded.
+
+Names are text, stored tensors hold what their shapes say, attributes have types, nodes have outputs and come in an order in which
+they can run.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, defs, numpy_helper
 
 from relrep_onnx.graph.external import stored_tensors
-from relrep_onnx.graph.index import display_name, reads, subgraphs
+from relrep_onnx.graph.index import STANDARD_DOMAINS, display_name, is_standard, reads, subgraphs
 from relrep_onnx.memory import free_memory
 from relrep_onnx.types import ModelError
 
@@ -21,7 +23,14 @@ _BITS = {
     **dict.fromkeys(("UINT16", "INT16", "FLOAT16", "BFLOAT16"), 16),
     **dict.fromkeys(("FLOAT", "INT32", "UINT32"), 32),
     **dict.fromkeys(("DOUBLE", "INT64", "UINT64", "COMPLEX64"), 64),
-    **{"COMPLEX128": 128, "UINT4": 4, "INT4": 4, "FLOAT4E2M1": 4, "UINT2": 2, "INT2": 2, "FLOAT6E2M3": 6, "FLOAT6E3M2": 6},
+    "COMPLEX128": 128,
+    "UINT4": 4,
+    "INT4": 4,
+    "FLOAT4E2M1": 4,
+    "UINT2": 2,
+    "INT2": 2,
+    "FLOAT6E2M3": 6,
+    "FLOAT6E3M2": 6,
 }
 """Of one element in `raw_data`."""
 _FIELDS = {"FLOAT": "float_data", "COMPLEX64": "float_data", "DOUBLE": "double_data", "COMPLEX128": "double_data",
@@ -43,6 +52,9 @@ def make_sound(model: ModelProto) -> tuple[str, ...]:
         _check_tensor(tensor)
     for node in _nodes(model):
         _check_node(node)
+    opset = max((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), default=1)
+    for node in _inside(model.graph.node):
+        _check_inputs(node, min(max(opset, 1), defs.onnx_opset_version()))
     return (*_densify(model.graph), *_in_order(model.graph))
 
 
@@ -102,8 +114,16 @@ def _check_node(node: NodeProto) -> None:
     for item in node.attribute:
         if item.type not in _TYPES:
             raise ModelError(f"the attribute {item.name!r} of {display_name(node)!r} has no known type; export the model anew")
-    if node.op_type == "Constant" and not node.output:
-        raise ModelError(f"the Constant node {display_name(node)!r} has no output; export the model anew")
+    if not any(node.output):
+        raise ModelError(f"the node {display_name(node)!r} ({node.op_type}) has no output; export the model anew")
+
+
+def _check_inputs(node: NodeProto, opset: int) -> None:
+    if is_standard(node) and defs.has(node.op_type, opset, ""):
+        least = defs.get_schema(node.op_type, opset, "").min_input
+        if len(node.input) < least:
+            what = f"the node {display_name(node)!r} ({node.op_type}) has {len(node.input)} inputs"
+            raise ModelError(f"{what}, and its operator needs {least}; export the model anew")
 
 
 def _densify(graph: GraphProto) -> Iterator[str]:
@@ -119,7 +139,7 @@ def _dense(sparse: SparseTensorProto) -> TensorProto:
     values, indices = numpy_helper.to_array(sparse.values), numpy_helper.to_array(sparse.indices)
     size = math.prod(shape)
     if min(shape, default=0) < 0 or size * values.itemsize > free_memory():
-        raise ModelError(f"the sparse initializer {name!r} of shape {list(shape)} does not fit into memory; export the model anew")
+        raise ModelError(f"the sparse initializer {name!r}, shape {list(shape)}, does not fit into memory; export it anew")
     try:
         if indices.ndim == 2:
             indices = np.ravel_multi_index(tuple(indices.T), shape)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from onnx import ModelProto, version_converter
+from onnx import ModelProto, shape_inference, version_converter
 
 from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph
 from relrep_onnx.types import ModelError
@@ -42,7 +42,7 @@ def raise_opset(model: ModelProto, least: int) -> ModelProto:
         return model
     try:
         raised: ModelProto = version_converter.convert_version(model, least)
-    except (RuntimeError, ValueError, version_converter.ConvertError) as error:
+    except (RuntimeError, ValueError, version_converter.ConvertError, shape_inference.InferenceError) as error:
         raise ModelError(
             f"the model has operator set {before}, {least} is needed, and ONNX cannot convert it "
             f"({str(error).splitlines()[0]}); export it anew with a newer operator set"
