@@ -128,10 +128,14 @@ class Walk:
         self._store = TensorStore(settings.memory)
         needed = {name for stage in stages for name in (*stage.inputs, *stage.alive)}
         self._live: list[set[str]] = []  # by batch
-        for feeds in batches:
-            self._live.append(set())
-            for name in feeds.keys() & needed:
-                self._keep(len(self._live) - 1, name, feeds[name])
+        try:
+            for feeds in batches:
+                self._live.append(set())
+                for name in feeds.keys() & needed:
+                    self._keep(len(self._live) - 1, name, feeds[name])
+        except BaseException:  # nobody can close what was never made
+            self._store.close()
+            raise
 
     def __enter__(self) -> Walk:
         return self

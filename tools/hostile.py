@@ -62,7 +62,7 @@ def conv(rng: Random) -> ModelProto:
         node("Flatten", ["p"], ["f"], axis=1),
         node("Gemm", ["f", "w4", "b4"], ["y"], name="head", transB=1, alpha=0.5),
     ]
-    tensors = {
+    tensors: dict[str, Array] = {
         "w1": _w(rng, 8, 3, 3, 3), "b1": _w(rng, 8), "s": np.ones(8, np.float32), "m": _w(rng, 8), "v": np.ones(8, np.float32),
         "w2": _w(rng, 8, 4, 3, 3), "w3": _w(rng, 8, 6, 2, 2), "w4": _w(rng, 5, 6), "b4": _w(rng, 5),
     }  # fmt: skip
@@ -143,7 +143,7 @@ def quantized(rng: Random) -> ModelProto:
         node("LSTM", ["u", "wl", "rl"], ["", "h"], hidden_size=3),
         node("Squeeze", ["h", "axis"], ["y"]),
     ]
-    tensors = {
+    tensors: dict[str, Array] = {
         "wq": rng.integers(-100, 100, (6, 5)).astype(np.int8), "scale": np.array(0.02, np.float32), "zero": np.array(0, np.int8),
         "wf": _w(rng, 5, 7), "axis": np.array([0]), "wl": _w(rng, 1, 12, 7), "rl": _w(rng, 1, 12, 3),
     }  # fmt: skip
