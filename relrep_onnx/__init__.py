@@ -5,7 +5,7 @@ from importlib.metadata import version
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
 from relrep_onnx.pipeline import analyze, compare, export_model, optimize, refine
-from relrep_onnx.results import Analysis, LayerReport, Result
+from relrep_onnx.results import Analysis, LayerReport, Refined, Result
 from relrep_onnx.types import (
     BudgetError,
     CalibrationError,
@@ -28,6 +28,7 @@ __all__ = [
     "Fidelity",
     "LayerReport",
     "ModelError",
+    "Refined",
     "RelRepError",
     "Result",
     "VerificationError",

@@ -54,13 +54,6 @@ class Setting:
 
 
 @dataclass(frozen=True)
-class BenchmarkResult:
-    """Everything `benchmark` measured."""
-
-    settings: tuple[Setting, ...]
-
-
-@dataclass(frozen=True)
 class Plan:
     """What to measure; `shapes` fix inputs that the model leaves open beyond the batch."""
 
@@ -81,8 +74,8 @@ def benchmark(models: Sequence[Path], plan: Plan, options: RuntimeOptions, progr
     """
     if plan.rounds < 1:
         raise ConfigError(f"--rounds is {plan.rounds}; give at least 1")
-    if options.custom_op_library is None and kernels.available():
-        options = replace(options, custom_op_library=str(kernels.library_path()))
+    if kernels.available():
+        options = options.with_library(kernels.library_path())
     for path in models:
         check_external(path)
     settings = [(threads, batch) for threads in plan.threads for batch in plan.batches]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import click
 import relrep_onnx
 from relrep_onnx import report
 from relrep_onnx.commands import COMMANDS
+from relrep_onnx.commands.common import COMMAND_LINE
 from relrep_onnx.types import ConfigError, RelRepError, VerificationError
 
 
@@ -65,6 +67,11 @@ def ending_cleanly() -> Iterator[None]:
 
 class Commands(click.Group):
     """Turns the package's errors into one sentence and an exit code; all but the above are 1."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keeps what was typed, for reports."""
+        ctx.meta[COMMAND_LINE] = shlex.join(["relrep-onnx", *args])
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command."""

@@ -74,14 +74,16 @@ class Config:
     forms: tuple[str, ...] = ("onnx",)
     values: Literal["float32", "float16", "int8"] = "float32"
     target: Literal["amd64", "arm"] = "amd64"
+    tune: bool = False
 
     eval: str | None = None
     max_error: float | None = None
     min_agreement: float | None = None
     min_metric: float | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "positions", "num_samples", "max_memory"):
+        for name in ("batch_size", "positions", "num_samples", "max_memory", "max_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; it must be at least 1")
@@ -133,7 +135,7 @@ class Config:
 
     def as_runtime(self) -> RuntimeOptions:
         """How sessions are opened."""
-        return RuntimeOptions(self.threads, self.providers, self.custom_op_library)
+        return RuntimeOptions(self.threads, self.providers, (self.custom_op_library,) if self.custom_op_library else ())
 
     def as_data(self) -> DataOptions:
         """How calibration data is read."""
@@ -144,7 +146,7 @@ class Config:
 
     def as_gates(self) -> Gates:
         """Limits the written model must keep."""
-        return Gates(self.max_error, self.min_agreement, self.min_metric)
+        return Gates(self.max_error, self.min_agreement, self.min_metric, self.max_bytes)
 
     def to_json(self) -> str:
         """The settings as a JSON object, keys sorted."""
@@ -196,8 +198,9 @@ def _convert(key: str, value: Any, kind: Any, source: str) -> Any:
     elif origin is Literal:
         if value in inner:
             return value
-    elif kind is bool and isinstance(value, bool):
-        return value
+    elif kind is bool:
+        if isinstance(value, bool):
+            return value
     elif kind is float and isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             return float(value)

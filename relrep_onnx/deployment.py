@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,15 +32,23 @@ def pointwise(layer: Layer) -> str | None:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What `--for` picks: settings, and `misfit` with the reason why a layer stays dense; `pays` is one honest sentence."""
+    """What `--for` picks: settings, and `misfit` with the reason why a layer stays dense; `pays` is one honest sentence.
+
+    A layer pays there beyond a sparsity of `least`.
+    """
 
     pays: str
     settings: Mapping[str, Any]
     misfit: Callable[[Layer], str | None] = anything
+    least: float = 0.0
 
 
 RUNTIMES: Final[Mapping[str, Runtime]] = {
     "ort": Runtime("zeros make the file smaller, not faster: ONNX Runtime unpacks them while loading", {"forms": ("compact",)}),
+    "ort-kernels": Runtime(
+        "zeros run faster where the session loads the sparse kernels, and dense where it does not",
+        {"pattern": "4x1", "budget": "macs", "forms": ("sparse-ort",)},
+    ),
     "ort-mobile": Runtime(
         "int8 makes the file smaller and usually faster; zeros only help once the package is compressed",
         {"forms": ("int8+ort",), "target": "arm"},
@@ -48,7 +56,10 @@ RUNTIMES: Final[Mapping[str, Runtime]] = {
     "ort-web": Runtime("zeros make the download smaller, not faster", {"forms": ("compact",), "values": "int8"}),
     "tensorrt": Runtime("2:4 may run faster in the wide layers", {"pattern": "2:4", "forms": ("onnx",)}, wide),
     "xnnpack": Runtime(
-        "1x1 convolutions run faster, above two thirds of zeros each and in one unbroken chain", {"forms": ("onnx",)}, pointwise
+        "1x1 convolutions run faster, above two thirds of zeros each and in one unbroken chain",
+        {"forms": ("onnx",)},
+        pointwise,
+        least=2 / 3,
     ),
     "ethos-u": Runtime("Vela compresses zeros in int8 weights: less flash and less traffic", {"forms": ("onnx",)}),
     "openvino": Runtime("zeros make the file smaller, not faster", {"forms": ("compact",)}),
@@ -65,3 +76,10 @@ def runtime_named(name: str) -> Runtime:
     if name not in RUNTIMES:
         raise ConfigError(f"no runtime is called {name!r}; choose from {', '.join(RUNTIMES)}")
     return RUNTIMES[name]
+
+
+def gaining(runtime: Runtime, pattern: str, layers: Iterable[tuple[Layer, float]]) -> int:
+    """How many layers, each with its sparsity in a pattern, a runtime gains from."""
+    if runtime.settings.get("pattern", pattern) != pattern:
+        return 0
+    return sum(sparsity > runtime.least and runtime.misfit(layer) is None for layer, sparsity in layers)

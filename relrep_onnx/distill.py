@@ -69,6 +69,11 @@ class Distillation:
         """The parameters' tensors."""
         return [p.tensor for p in self.parameters]
 
+    @property
+    def aims(self) -> tuple[str, ...]:
+        """Block ends, then outputs."""
+        return (*self.ends, *self.outputs)
+
 
 def plan(dense: ModelProto, sparse: ModelProto, layers: Iterable[Layer], feeds: Feeds, runtime: RuntimeOptions) -> Distillation:
     """Finds what can be refined.
@@ -154,6 +159,15 @@ def opened(model: ModelProto, runtime: RuntimeOptions, what: str) -> Session:
     return Session(serialized(model, what, "refinement is for smaller models"), runtime, what=what)
 
 
+def showing(model: ModelProto, names: Iterable[str]) -> ModelProto:
+    """A copy whose outputs are these tensors, without what they do not need."""
+    shown = ModelProto()
+    shown.CopyFrom(model)
+    del shown.graph.output[:]
+    shown.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    return without_unused(shown)
+
+
 def traced(model: ModelProto, feeds: Feeds, runtime: RuntimeOptions) -> Trace:
     """Shapes of every tensor of a model on a batch."""
 
@@ -215,11 +229,7 @@ def step(d: Distillation, trace: Trace) -> Step:
 
 def _beside(built: ModelProto, d: Distillation) -> ModelProto:
     """The step with the dense network in front of it, which feeds it the features it aims at."""
-    teacher = ModelProto()
-    teacher.CopyFrom(d.dense)
-    del teacher.graph.output[:]
-    teacher.graph.output.extend(ValueInfoProto(name=name) for name in (*d.ends, *d.outputs))
-    teacher = onnx.compose.add_prefix(without_unused(teacher), DENSE, rename_inputs=False)
+    teacher = onnx.compose.add_prefix(showing(d.dense, d.aims), DENSE, rename_inputs=False)
     both = ModelProto()
     both.CopyFrom(built)
     del both.graph.node[:]

@@ -19,7 +19,7 @@ from relrep_onnx.verify import Gates, Metric, check_gates, compare_sessions, run
 
 def order_of(config: Config, calibration: Callable[[], Iterable[Feeds]] | None) -> Order:
     """What is asked of the exports besides their forms."""
-    return Order(config.values, config.target, calibration, config.as_runtime())
+    return Order(config.values, config.target, calibration, config.as_runtime(), config.tune, config.input_shape)
 
 
 def places_of(
@@ -44,8 +44,8 @@ def places_of(
     return places
 
 
-def meet_gates(job: Job, exported: Session, gates: Gates, metric: Metric | None) -> None:
+def meet_gates(job: Job, exported: Session, file_bytes: int, gates: Gates, metric: Metric | None) -> None:
     """Holds an export against the gates of the run: what is shipped must meet them, not only what it was made from."""
     if gates != Gates():
         fidelity = compare_sessions(job.session, exported, job.batches(job.verification))
-        check_gates(fidelity, run_metric(metric, exported) if metric else None, gates)
+        check_gates(fidelity, run_metric(metric, exported) if metric else None, gates, file_bytes)

@@ -6,13 +6,9 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
-
-import numpy as np
-import onnx
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.allocate import ALLOCATORS, AUTO
@@ -23,8 +19,7 @@ from relrep_onnx.data import Samples, split_holdout
 from relrep_onnx.deployment import anything, runtime_named
 from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
 from relrep_onnx.repair import REPAIRS
-from relrep_onnx.results import Provenance
-from relrep_onnx.runtime import VERSION as ORT_VERSION
+from relrep_onnx.results import Provenance, versions
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.screen import naming_samples, samples_for
 from relrep_onnx.types import Array, ConfigError, Layer, ModelError, Progress, Skipped
@@ -159,7 +154,6 @@ def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session
 
 
 def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples, left_out: tuple[str, ...]) -> Provenance:
-    versions = {"onnx": onnx.__version__, "onnxruntime": ORT_VERSION, "numpy": np.__version__}
     return Provenance(
         model=loaded.name,
         model_sha256=graphs.model_hash(loaded.model),
@@ -168,5 +162,5 @@ def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Sampl
         random_data=samples.random,
         calibration_samples=len(calibration),
         left_out=left_out,
-        versions={"relrep-onnx": version("relrep-onnx"), **versions},
+        versions=versions(),
     )

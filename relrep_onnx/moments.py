@@ -54,20 +54,30 @@ class Covariance:
             raise ValueError("a covariance needs a matrix or a factor")
         return np.asarray(self.factor.swapaxes(1, 2) @ self.factor) / max(self.count, 1)
 
+    @property
+    def diagonal(self) -> FloatArray:
+        """The variance of each input: float64[groups, cols]."""
+        if self.factor is not None:
+            return np.asarray(np.einsum("gnc,gnc->gc", self.factor, self.factor)) / max(self.count, 1)
+        return np.asarray(np.einsum("gcc->gc", self.gram))
+
     @cached_property
     def ridge(self) -> tuple[FloatArray, float]:
         """Lambda of each group, float64[groups], that makes H + lambda I positive definite, and the damping it took.
 
-        Lambda is the damping times the mean diagonal of H: DAMPING, raised tenfold until a Cholesky factor exists.
+        Lambda is the damping times the mean diagonal of H: DAMPING, raised tenfold until a Cholesky factor exists.  Of a
+        factor's H rounding leaves no eigenvalue below zero that DAMPING would not lift.
 
         Raises:
             CalibrationError: not even DAMPING_LIMIT is enough.
         """
-        gram = self.gram
-        places = np.arange(gram.shape[1])
-        scale = np.einsum("gcc->g", gram) / gram.shape[1]
+        scale = self.diagonal.mean(axis=1)
         scale = np.where(scale > 0, scale, 1.0)
         damping = DAMPING
+        if self.factor is not None and np.isfinite(scale).all():
+            return damping * scale, damping
+        gram = self.gram
+        places = np.arange(gram.shape[1])
         while damping <= DAMPING_LIMIT:
             shifted = gram.copy()
             shifted[:, places, places] += damping * scale[:, None]
@@ -80,19 +90,18 @@ class Covariance:
             "check the scale of the calibration data, exclude the layer, or use another repair"
         )
 
-    def part(self, columns: slice) -> Covariance:
-        """The covariance of some of the inputs."""
-        matrix = None if self.matrix is None else self.matrix[:, columns, columns]
-        factor = None if self.factor is None else self.factor[:, :, columns]
-        return Covariance(self.count, self.mean[:, columns], matrix, factor)
+    def rounded(self) -> Covariance:
+        """The same in float32."""
+        matrix, factor = (None if values is None else values.astype(np.float32) for values in (self.matrix, self.factor))
+        return Covariance(self.count, self.mean, matrix, factor)
 
-    def apply(self, weight: FloatArray, columns: slice = slice(None)) -> FloatArray:
-        """Each row of weight[rows, cols] times its group's covariance, or some columns of it: float64[rows, columns]."""
+    def apply(self, weight: FloatArray) -> FloatArray:
+        """Each row of weight[rows, cols] times its group's covariance: float64[rows, cols]."""
         grouped = weight.reshape(len(self.mean), -1, weight.shape[1])
         if self.matrix is not None:
-            product: FloatArray = grouped @ self.matrix[:, :, columns]
+            product: FloatArray = grouped @ self.matrix
         elif self.factor is not None:
-            product = (grouped @ self.factor.swapaxes(1, 2)) @ self.factor[:, :, columns] / max(self.count, 1)
+            product = (grouped @ self.factor.swapaxes(1, 2)) @ self.factor / max(self.count, 1)
         else:
             raise ValueError("a covariance needs a matrix or a factor")
         return product.reshape(len(weight), -1)

@@ -109,7 +109,7 @@ def optimize(
         with job.naming_samples():
             fidelity = compare_sessions(job.session, session, job.batches(job.verification))
         before, after = (run_metric(metric, s) if metric else None for s in (job.session, session))
-        check_gates(fidelity, after, gates)
+        check_gates(fidelity, after, gates, None if exporting else stage.size())
         progress("verify", 1, 1)
         exports: tuple[Exported, ...] = ()
         if exporting:
@@ -119,7 +119,7 @@ def optimize(
                 order_of(config, lambda: job.batches(job.calibration)),
                 session,
                 lambda: job.batches(job.verification),
-                judge=lambda exported: meet_gates(job, exported, gates, metric),
+                judge=lambda exported, _, file_bytes: meet_gates(job, exported, file_bytes, gates, metric),
                 progress=progress,
             )
         zeros = graphs.count_zeros(graphs.Graph(sparse), job.layers)
@@ -193,7 +193,7 @@ def refine(
         after = Session(stage.path, config.as_runtime(), what="the refined model")
         moved = [compare_sessions(job.session, session, job.batches(job.verification)) for session in (before, after)]
         metrics = [run_metric(metric, session) if metric else None for session in (before, after)]
-        check_gates(moved[1], metrics[1], gates)
+        check_gates(moved[1], metrics[1], gates, stage.size())
         result = Refined(
             config=config,
             provenance=job.provenance,
@@ -243,9 +243,10 @@ def export_model(
         verification = samples_for(session, holdout, config)
     gates = config.as_gates()
     gates.check_resolution(len(verification))
+    metric = load_metric(config.eval) if config.eval else None
 
-    def agreed(exported: Session) -> None:
-        check_gates(compare_sessions(session, exported, verification.batches(config.batch_size)), None, gates)
+    def judge(exported: Session, fidelity: Fidelity, file_bytes: int) -> None:
+        check_gates(fidelity, run_metric(metric, exported) if metric else None, gates, file_bytes)
 
     return deliver(
         loaded,
@@ -254,7 +255,7 @@ def export_model(
         session,
         lambda: verification.batches(config.batch_size),
         limit=config.max_error,
-        judge=agreed if config.min_agreement is not None else lambda exported: None,
+        judge=judge,
         progress=progress,
     )
 

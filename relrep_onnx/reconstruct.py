@@ -9,27 +9,23 @@ scaled to unit diagonal, A = Q L Q' computed once:
 
     X <- (B + rho D - V) Q (L + rho)^-1 Q'        D <- X + V / rho, pruned by the pattern        V <- V + rho (X - D)
 
-rho grows, slowly once the support hardly changes, until D stands still.  Small layers go on by exchanges (`swaps.py`).  Layers
-with more than BLOCK inputs are treated in blocks of columns, one after the other, each against what the others leave of the
-target (block coordinate descent).
+rho grows, slowly once the support hardly changes, until D stands still.  Small layers go on by exchanges (`swaps.py`).
+
+Where fewer rows of inputs were kept than there are columns, H = F'F / n (F the rows about their mean), nothing of the size of H
+is ever made: products go through F, Q spans the rows of F only, and systems are solved in whichever space is smaller (Woodbury).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 
-from relrep_onnx.moments import DAMPING, Covariance, Moments, row_dots
+from relrep_onnx.moments import Covariance, Moments, row_dots
 from relrep_onnx.swaps import exchange
 from relrep_onnx.types import BoolArray, FloatArray
-
-BLOCK: Final = 5120
-SWEEPS: Final = 2
-"""How often a layer of several blocks goes through them."""
 
 RHO: Final = 0.1
 GROWTH: Final = ((0.1, 1.1), (0.005, 1.07), (0.0, 1.03))
@@ -42,17 +38,15 @@ DIRECT_SHARE: Final = 10
 """Rows are solved one by one while that takes no more operations than so many products of all rows with H (which are faster)."""
 CHUNK: Final = 1 << 22
 """Numbers in the systems solved at a time."""
+NOISE: Final = 1e-6
+"""Eigenvalues below this share of the largest are rounding errors of float32."""
 EXACT: Final = 1e-12
 ROUGH: Final = 1e-3
 """Largest residual of an iteratively solved row, relative to its right-hand side: for results, and for scores and trials."""
 
 
-class Choose(Protocol):
-    """A pattern with its count."""
-
-    def __call__(self, scores: FloatArray, columns: slice) -> BoolArray:
-        """Which weights of these columns of the layer survive; scores and result are [rows, columns]."""
-        ...
+Choose = Callable[[FloatArray], BoolArray]
+"""A pattern with its count: scores[rows, cols] -> which weights survive."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +73,7 @@ class Quadratic:
     @property
     def diagonal(self) -> FloatArray:
         """The diagonal of A as each row sees it: float64[rows, columns]."""
-        diagonal = np.asarray(np.einsum("gcc->gc", self.inputs.gram))
-        return np.asarray(diagonal.repeat(self.per_group, axis=0) + self.ridge[:, None])
+        return np.asarray(self.inputs.diagonal.repeat(self.per_group, axis=0) + self.ridge[:, None])
 
     def product(self, weight: FloatArray) -> FloatArray:
         """Each row times A."""
@@ -89,10 +82,7 @@ class Quadratic:
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Survivors float64[rows, cols], exact zeros elsewhere, and their objective, sum of f over rows, up to a constant.
-
-    `damping` is what the worst-conditioned block needed.
-    """
+    """Survivors float64[rows, cols], exact zeros elsewhere, their objective, the sum of f but for a constant; the damping."""
 
     weight: FloatArray
     mask: BoolArray
@@ -106,7 +96,6 @@ def least_squares(
     moments: Moments,
     choose: Choose | None = None,
     *,
-    step: int = 1,
     exchanges: bool = False,
     tolerance: float = EXACT,
 ) -> Solution:
@@ -116,51 +105,28 @@ def least_squares(
         weight: the dense weight, float64[rows, cols].
         mask: True where a weight survives.
         moments: of the inputs the layer gets, aiming at the outputs it should give.
-        choose: makes a mask of scores, see `Choose`; None keeps the mask.
-        step: blocks of columns begin at its multiples, so that `choose` can keep its own blocks whole.
+        choose: makes a mask of scores; None keeps the mask.
         exchanges: any weight may survive in place of any other, so that small layers may go on searching by exchanges.
         tolerance: of rows that are solved iteratively, EXACT or ROUGH.
 
     Raises:
         CalibrationError: no damping makes the Gram matrix positive definite.
     """
-    mask = mask.copy()
-    current = np.where(mask, weight, 0.0)
-    damping = DAMPING
-    parts = column_blocks(weight.shape[1], step)
-    ridges = np.zeros(weight.shape)
-    for sweep in range(SWEEPS if len(parts) > 1 else 1):
-        for part in parts:
-            inputs, linear = moments.inputs, moments.cross[:, part]
-            if len(parts) > 1:
-                others = current.copy()
-                others[:, part] = 0.0
-                inputs, linear = moments.inputs.part(part), linear - moments.inputs.apply(others, part)
-            ridge, needed = inputs.ridge
-            damping = max(damping, needed)
-            ridge = ridge.repeat(len(weight) // len(ridge))
-            ridges[:, part] = ridge[:, None]
-            quadratic = Quadratic(inputs, ridge, linear + ridge[:, None] * weight[:, part])
-            start = current[:, part]
-            if choose is not None and sweep == 0:
-                own = partial(choose, columns=part)
-                found, start = search(quadratic, own, weight[:, part])
-                if exchanges and weight.size <= EXCHANGED:
-                    found = polished(quadratic, [found, mask[:, part], one_shot(quadratic, own)])
-                mask[:, part] = found
-            current[:, part] = solve(quadratic, mask[:, part], start, tolerance)
-    fit = row_dots(moments.inputs.apply(current) - 2 * moments.cross, current).sum()
-    return Solution(current, mask, float(fit + (ridges * (current - weight) ** 2).sum()), damping)
+    per_group, damping = moments.inputs.ridge
+    ridge = per_group.repeat(len(weight) // len(per_group))
+    quadratic = Quadratic(moments.inputs, ridge, moments.cross + ridge[:, None] * weight)
+    start = weight
+    if choose is not None:
+        found, start = search(quadratic, choose, weight)
+        if exchanges and weight.size <= EXCHANGED:
+            found = polished(quadratic, [found, mask, one_shot(quadratic, choose)])
+        mask = found
+    solved = solve(quadratic, mask, start, tolerance)
+    fit = row_dots(moments.inputs.apply(solved) - 2 * moments.cross, solved).sum()
+    return Solution(solved, mask, float(fit + (ridge[:, None] * (solved - weight) ** 2).sum()), damping)
 
 
-def column_blocks(cols: int, step: int = 1) -> list[slice]:
-    """The columns in as few blocks of at most BLOCK as possible, about equally wide, beginning at multiples of `step`."""
-    count = -(-cols // BLOCK)
-    width = -(-cols // (count * step)) * step
-    return [slice(start, min(start + width, cols)) for start in range(0, cols, width)]
-
-
-def one_shot(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray]) -> BoolArray:
+def one_shot(quadratic: Quadratic, choose: Choose) -> BoolArray:
     """One round of Optimal Brain Surgeon: what costs most to remove from the full solution, w_j^2 / [A^-1]_jj, survives."""
     everything = np.ones(quadratic.linear.shape, np.bool_)
     inverse = np.linalg.inv(quadratic.matrices)
@@ -176,14 +142,19 @@ def polished(quadratic: Quadratic, starts: list[BoolArray]) -> BoolArray:
 
 def solve(quadratic: Quadratic, mask: BoolArray, start: FloatArray, tolerance: float = EXACT) -> FloatArray:
     """The minimiser of f on a support, float64[rows, cols]; `start` is a guess."""
-    rows, cols = mask.shape
-    direct = 2 / 3 * float((np.count_nonzero(mask, axis=1).astype(np.float64) ** 3).sum())
-    if direct <= DIRECT_SHARE * 2.0 * rows * cols**2:
+    kept = np.count_nonzero(mask, axis=1).astype(np.float64)
+    if quadratic.inputs.factor is None:
+        own, together = 2 / 3 * kept**3, 2.0 * mask.size * mask.shape[1]
+    else:
+        n = quadratic.inputs.factor.shape[1]
+        small = np.minimum(kept, n)
+        own, together = 2.0 * n * kept * small + 2 / 3 * small**3, 4.0 * mask.size * n
+    if own.sum() <= DIRECT_SHARE * together:
         return _row_by_row(quadratic, mask)
     return _all_rows(quadratic, mask, start, tolerance)
 
 
-def search(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray], dense: FloatArray) -> tuple[BoolArray, FloatArray]:
+def search(quadratic: Quadratic, choose: Choose, dense: FloatArray) -> tuple[BoolArray, FloatArray]:
     """A support by ADMM, and the survivors it came with: close to their optimum, good as a guess.
 
     Args:
@@ -191,25 +162,17 @@ def search(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray], dens
         choose: scores[rows, cols] -> which survive.
         dense: where the search starts, float64[rows, cols].
     """
-    gram = quadratic.inputs.gram
-    groups, cols, _ = gram.shape
-    shape = groups, quadratic.per_group, cols
-    # One ridge per group: every row of a group has the same.
-    matrix = gram.astype(np.float32)
-    matrix[:, np.arange(cols), np.arange(cols)] += quadratic.ridge[:: quadratic.per_group, None].astype(np.float32)
-    unit = 1 / np.sqrt(np.einsum("gcc->gc", matrix))[:, None, :]
-    matrix *= unit
-    matrix *= unit.swapaxes(1, 2)
-    values, vectors = np.linalg.eigh(matrix)
-    del matrix
-    values = values.clip(min=0.0)[:, None, :]
-    linear = (quadratic.linear.reshape(shape) * unit).astype(np.float32) @ vectors
-    kept = (dense.reshape(shape) / unit).astype(np.float32)
+    spectrum = _Spectrum.of(quadratic)
+    shape = len(spectrum.unit), quadratic.per_group, dense.shape[1]
+    ridge = quadratic.ridge[:, None]
+    data = (quadratic.linear - ridge * dense).reshape(shape) * spectrum.unit
+    kept = (dense.reshape(shape) / spectrum.unit).astype(np.float32)
+    linear = data.astype(np.float32) + spectrum.ridge * kept
     dual = np.zeros_like(kept)
-    mask = np.zeros((groups * quadratic.per_group, cols), np.bool_)
-    rho = RHO
+    mask = np.zeros(dense.shape, np.bool_)
+    rho = np.float32(RHO)
     for _ in range(SEARCH_STEPS):
-        free = ((linear + (rho * kept - dual) @ vectors) / (values + rho)) @ vectors.swapaxes(1, 2)
+        free = spectrum.solved(linear + rho * kept - dual, rho)
         moved = free + dual / rho
         before, mask = mask, choose(np.abs(moved).reshape(mask.shape))
         kept = np.where(mask.reshape(shape), moved, np.float32(0))
@@ -217,12 +180,58 @@ def search(quadratic: Quadratic, choose: Callable[[FloatArray], BoolArray], dens
         changed = int(np.count_nonzero(mask & ~before)) / max(1, int(np.count_nonzero(mask)))
         if changed == 0:
             break
-        rho *= next(growth for share, growth in GROWTH if changed > share)
-    return mask, (kept * unit).astype(np.float64).reshape(mask.shape)
+        rho *= np.float32(next(growth for share, growth in GROWTH if changed > share))
+    return mask, (kept * spectrum.unit).astype(np.float64).reshape(mask.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class _Spectrum:
+    """A scaled to unit diagonal by `unit`, float32[groups, 1, cols], and decomposed, in float32.
+
+    A = Q L Q' + floor (I - Q Q'): `values` are L, [groups, 1, m], `vectors` are Q, [groups, cols, m].  Q is complete and `floor`
+    infinite where H is a matrix; else Q spans the rows of F, and `floor` is `ridge`.  `ridge` is that of A, [groups, 1, cols]:
+    once scaled not the same for all columns; where H is a factor their mean stands for it, in the search only.
+    """
+
+    unit: FloatArray
+    ridge: FloatArray
+    values: FloatArray
+    vectors: FloatArray
+    floor: FloatArray
+
+    @classmethod
+    def of(cls, quadratic: Quadratic) -> _Spectrum:
+        inputs = quadratic.inputs
+        ridge = quadratic.ridge[:: quadratic.per_group, None, None].astype(np.float32)  # every row of a group has the same
+        unit = (1 / np.sqrt(inputs.diagonal[:, None, :] + ridge)).astype(np.float32)
+        ridge = ridge * unit**2
+        if inputs.factor is None:
+            places = np.arange(unit.shape[2])
+            matrix = inputs.gram.astype(np.float32)
+            matrix *= unit
+            matrix *= unit.swapaxes(1, 2)
+            matrix[:, places, places] += ridge[:, 0]
+            values, vectors = np.linalg.eigh(matrix)
+            return cls(unit, ridge, values.clip(min=0.0)[:, None, :], vectors, np.full_like(unit[:, :, :1], np.inf))
+        ridge = ridge.mean(axis=2, keepdims=True)
+        rows = inputs.factor.astype(np.float32) * (unit / np.float32(np.sqrt(max(inputs.count, 1))))
+        squares, left = np.linalg.eigh(rows @ rows.swapaxes(1, 2))
+        seen = squares > NOISE * squares.max(axis=1, keepdims=True)
+        scale = seen / np.sqrt(np.where(seen, squares, 1))
+        vectors = rows.swapaxes(1, 2) @ (left * scale[:, None, :])
+        return cls(unit, ridge, (squares * seen)[:, None, :] + ridge, vectors, ridge)
+
+    def solved(self, right: FloatArray, rho: np.float32) -> FloatArray:
+        """(A + rho)^-1 times each row of right, float32[groups, rows, cols]."""
+        outside = 1 / (self.floor + rho)
+        inside = (right @ self.vectors) * (1 / (self.values + rho) - outside)
+        return np.asarray(outside * right + inside @ self.vectors.swapaxes(1, 2))
 
 
 def _row_by_row(quadratic: Quadratic, mask: BoolArray) -> FloatArray:
     """Every row's own system, rows of about the same number of survivors together."""
+    if quadratic.inputs.factor is not None:
+        return _row_by_row_of_factor(quadratic, quadratic.inputs.factor, mask)
     gram = quadratic.inputs.gram.reshape(-1)
     kept = np.count_nonzero(mask, axis=1)
     order = np.argsort(kept, kind="stable")[np.count_nonzero(kept == 0) :]
@@ -246,11 +255,28 @@ def _row_by_row(quadratic: Quadratic, mask: BoolArray) -> FloatArray:
     return weight
 
 
+def _row_by_row_of_factor(quadratic: Quadratic, factor: FloatArray, mask: BoolArray) -> FloatArray:
+    """The same from the rows F that stand for H: as many equations as survivors or as rows, whichever are fewer.
+
+    (F'F / n + r I)^-1 b = (b - F' (F F' + n r I)^-1 F b) / r
+    """
+    count = max(quadratic.inputs.count, 1)
+    weight = np.zeros(mask.shape)
+    for row in np.flatnonzero(mask.any(axis=1)):
+        places, ridge = np.flatnonzero(mask[row]), quadratic.ridge[row]
+        seen, target = factor[row // quadratic.per_group][:, places], quadratic.linear[row, places]
+        if len(places) <= len(seen):
+            weight[row, places] = np.linalg.solve(seen.T @ seen / count + ridge * np.eye(len(places)), target)
+        else:
+            inner = np.linalg.solve(seen @ seen.T + count * ridge * np.eye(len(seen)), seen @ target)
+            weight[row, places] = (target - seen.T @ inner) / ridge
+    return weight
+
+
 def _all_rows(quadratic: Quadratic, mask: BoolArray, start: FloatArray, tolerance: float) -> FloatArray:
     """Conjugate gradients for all rows at once in float32, refined against residuals in float64."""
     weight = np.where(mask, start, 0.0)
-    inputs = Covariance(quadratic.inputs.count, quadratic.inputs.mean, quadratic.inputs.gram.astype(np.float32), None)
-    rough = Quadratic(inputs, quadratic.ridge.astype(np.float32), quadratic.linear)
+    rough = Quadratic(quadratic.inputs.rounded(), quadratic.ridge.astype(np.float32), quadratic.linear)
     inverse = (mask / quadratic.diagonal).astype(np.float32)
     goal = tolerance * np.sqrt(row_dots(quadratic.linear, quadratic.linear))
     for _ in range(10):

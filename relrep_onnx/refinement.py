@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Final
 
 import numpy as np
@@ -20,11 +21,11 @@ from relrep_onnx.adam import Buffers, one_cycle
 from relrep_onnx.augment import FLIP, Augmenter, possible
 from relrep_onnx.checkpoint import load, save
 from relrep_onnx.data import Samples
-from relrep_onnx.distill import Distillation, opened, step, traced
+from relrep_onnx.distill import Distillation, opened, showing, step, traced
 from relrep_onnx.results import Epoch, Refinement
 from relrep_onnx.runtime import Bound, RuntimeOptions, Session
 from relrep_onnx.types import Array, Feeds, FloatArray, Progress
-from relrep_onnx.verify import compare_outputs, float_outputs
+from relrep_onnx.verify import compare_outputs
 
 BATCH: Final = 64
 RATE: Final = 0.025
@@ -35,6 +36,8 @@ MEMORY: Final = 0.9
 """How slowly the usual length of the gradient changes."""
 DIVERGED: Final = 10.0
 """A loss above so many times the first one counts as divergence."""
+RISEN: Final = 1.2
+"""An epoch whose mean loss is above so many times the first one's does too: the peak leads away from a good start."""
 COPIES: Final = 3
 """The step holds each tensor of the sparse network, its gradient, and the dense network's; about."""
 TRIAL: Final = 0.06
@@ -106,16 +109,23 @@ class Stepper:
 
 
 class Held:
-    """Held-out samples: what the dense model answers, and how far the sparse one is from it."""
+    """Held-out samples: what the dense model makes of them, at block ends and outputs, and how far the sparse one is from it."""
 
-    def __init__(self, d: Distillation, dense: Session, batches: Iterable[Feeds], runtime: RuntimeOptions) -> None:
-        self._names = float_outputs(dense)
-        self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches]
-        self._sparse = opened(d.sparse, runtime, "the sparse model")
+    def __init__(self, d: Distillation, batches: Iterable[Feeds], runtime: RuntimeOptions) -> None:
+        dense = opened(showing(d.dense, d.aims), runtime, "the dense model's features")
+        self._dense = [(feeds, dense.run(feeds, d.aims)) for feeds in batches]
+        self._sparse = opened(showing(d.sparse, d.aims), runtime, "the sparse model's features")
+        self._groups = [names for names in (d.ends, d.outputs) if names]
+        self._aims = d.aims
 
     def error(self, values: Feeds) -> float:
-        """All outputs' relative L2, each scaled by its own energy; infinite where it is no number."""
-        error = compare_outputs(self._names, self._dense, _Fed(self._sparse, values)).mean_relative_l2
+        """Relative L2: the root of the mean of the loss's parts; infinite where it is no number.
+
+        Outputs alone would tell little: softmax puts most of the error of a few dozen samples into two or three of them.
+        """
+        fidelity = compare_outputs(self._aims, self._dense, _Fed(self._sparse, values))
+        square = {output.output: output.relative_l2**2 for output in fidelity.outputs}
+        error = math.sqrt(fmean(fmean(square[name] for name in names) for names in self._groups))
         return error if math.isfinite(error) else math.inf
 
 
@@ -153,6 +163,8 @@ class Loop:
         self.history.append(Epoch(len(self.history), float(np.mean(losses)), error))
         if error < self.best.error:
             self.best, self.best_values = self.history[-1], self._buffers.values.copy()
+        if self.history[-1].loss > RISEN * self.history[1].loss:
+            self._back()
 
     def _step(self, feeds: Feeds, share: float) -> float:
         """One step at a share of the peak rate; a step that diverges goes back to the best state at half the peak."""
@@ -161,15 +173,19 @@ class Loop:
         length = float(np.linalg.norm(buffers.gradients))
         self._first = self._first or loss
         if not (math.isfinite(length) and loss <= DIVERGED * self._first):
-            buffers.restart(self.best_values)
-            self._peak /= 2
-            self.restarts += 1
+            self._back()
             return loss
         self._usual = MEMORY * self._usual + (1 - MEMORY) * length if self._usual else length
         if length > CLIP * self._usual:
             buffers.gradients *= CLIP * self._usual / length
         buffers.step(self._peak * share)
         return loss
+
+    def _back(self) -> None:
+        """To the best state, and on at half the peak."""
+        self._buffers.restart(self.best_values)
+        self._peak /= 2
+        self.restarts += 1
 
     def note(self) -> str:
         """How it goes, for whoever watches."""

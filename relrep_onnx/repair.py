@@ -167,17 +167,17 @@ def search_and_reconstruct(task: Task) -> RepairedLayer:
     pattern, layer = task.pattern, task.layer
     start = task.pruned()
 
-    def choose(scores: FloatArray, columns: slice) -> BoolArray:
-        zeros = int(np.count_nonzero(~start.mask[:, columns]))
-        return pattern.mask(replace(layer, cols=scores.shape[1]), scores, zeros)
+    def choose(scores: FloatArray) -> BoolArray:
+        return pattern.mask(layer, scores, task.zeros)
 
-    plain = least_squares(task.weight, start.mask, task.moments)
-    step, free = layer.kernel * pattern.cols, pattern.step == 1 and not pattern.selective
-    found = least_squares(task.weight, start.mask, task.moments, choose, step=step, exchanges=free)
+    plain = least_squares(task.weight, start.mask, task.moments, tolerance=ROUGH)
+    free = pattern.step == 1 and not pattern.selective
+    found = least_squares(task.weight, start.mask, task.moments, choose, exchanges=free)
     if found.objective > plain.objective:
-        return _matched(plain, task.moments)
-    searched, simple = _matched(found, task.moments), _matched(plain, task.moments)
-    if task.held_out is not None and _error(task.held_out, searched) > _error(task.held_out, simple):
+        return reconstruct(start)
+    searched = _matched(found, task.moments)
+    if task.held_out is not None and _error(task.held_out, searched) > _error(task.held_out, _matched(plain, task.moments)):
+        simple = reconstruct(start)
         return replace(simple, notes=(*simple.notes, "keeps its magnitude mask: the searched one did worse on held-out samples"))
     return searched
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Mapping
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from onnx import ModelProto
 
-from relrep_onnx.benchmark import BenchmarkResult
+from relrep_onnx import graph as graphs
+from relrep_onnx.benchmark import Plan, Setting
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
+from relrep_onnx.runtime import VERSION as ORT_VERSION
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
 from relrep_onnx.verify import Fidelity, gzip_size
 
@@ -96,7 +102,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Epoch:
-    """A state on the way: mean loss of the epoch (NaN at the start), and the outputs' relative L2 on held-out samples."""
+    """A state on the way: mean loss of the epoch (NaN at the start); held out, the relative L2 of block ends and outputs."""
 
     number: int
     loss: float
@@ -193,6 +199,58 @@ class Refined:
     seconds: float
 
 
+@dataclass(frozen=True)
+class ModelFile:
+    """A model that was timed: bytes with external data, gzipped, and the hash of its graph and tensors."""
+
+    path: str
+    file_bytes: int
+    gzip_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Result of `benchmark`: every setting, and what is needed to run it again."""
+
+    settings: tuple[Setting, ...]
+    plan: Plan
+    models: tuple[ModelFile, ...]
+    processor: str
+    versions: dict[str, str]
+
+
+def benchmarked(settings: Sequence[Setting], plan: Plan, models: Iterable[Path]) -> BenchmarkResult:
+    """What was measured, with the facts on the files and on this machine."""
+    return BenchmarkResult(tuple(settings), plan, tuple(map(_model_file, models)), processor(), versions())
+
+
+def _model_file(path: Path) -> ModelFile:
+    loaded = graphs.load(path)
+    with graphs.input_files(loaded) as files:
+        sizes = sum(f.stat().st_size for f in files), sum(gzip_size(f) for f in files)
+    return ModelFile(str(path), *sizes, graphs.model_hash(loaded.model))
+
+
+def processor() -> str:
+    """This machine's processor, as exactly as it says."""
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """What ran: this package and those that its numbers depend on."""
+    return {
+        "relrep-onnx": version("relrep-onnx"),
+        "onnx": onnx.__version__,
+        "onnxruntime": ORT_VERSION,
+        "numpy": np.__version__,
+    }
+
+
 def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mapping[str, int]) -> ModelSize:
     """Sizes of a model's files, and what these zeros leave of its prunable layers."""
     files, reports = list(files), list(reports)
@@ -205,14 +263,20 @@ def measure(files: Iterable[Path], reports: Iterable[LayerReport], zeros: Mappin
     )
 
 
-def to_json(value: Analysis | BenchmarkResult | Fidelity | Refined) -> str:
-    """The result as JSON with a schema version; numbers that are not finite become null."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False)
+@dataclass(frozen=True)
+class Exports:
+    """Result of `export`."""
+
+    exports: tuple[Exported, ...]
 
 
-def exports_to_json(exports: Iterable[Exported]) -> str:
-    """The exports as JSON with the schema version."""
-    return json.dumps({"schema_version": SCHEMA_VERSION, "exports": _plain(list(exports))}, indent=2, allow_nan=False)
+Reportable = Analysis | Result | Refined | BenchmarkResult | Fidelity | Exports
+"""What can be written as JSON."""
+
+
+def to_json(value: Reportable) -> str:
+    """The result as JSON, as docs/report.schema.json describes it; numbers that are not finite become null."""
+    return json.dumps({"schema_version": SCHEMA_VERSION, **_plain(value)}, indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

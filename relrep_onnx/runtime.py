@@ -9,7 +9,7 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +36,11 @@ class RuntimeOptions:
 
     threads: int = 0
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    custom_op_library: str | None = None
+    custom_op_libraries: tuple[str, ...] = ()
+
+    def with_library(self, library: Path) -> RuntimeOptions:
+        """The same with one more library of custom operators."""
+        return replace(self, custom_op_libraries=tuple(dict.fromkeys([*self.custom_op_libraries, str(library)])))
 
 
 class Session:
@@ -64,8 +68,8 @@ class Session:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(profile)
         try:
-            if options.custom_op_library:
-                settings.register_custom_ops_library(options.custom_op_library)
+            for library in options.custom_op_libraries:
+                settings.register_custom_ops_library(library)
             source = str(model) if isinstance(model, Path) else model
             self.raw = onnxruntime.InferenceSession(source, settings, providers=list(options.providers))
         except FAILURES as error:

@@ -218,7 +218,7 @@ def refined(job: Job, sparse: ModelProto, progress: Progress) -> tuple[ModelProt
     graph = graphs.Graph(sparse)
     layers, _ = graphs.find_layers(graph, replace(config.as_selection(), min_size=1))
     d = distill.plan(job.loaded.model, sparse, layers, sample, runtime)
-    held = Held(d, job.session, job.batches(job.decision), runtime)
+    held = Held(d, job.batches(job.decision), runtime)
     values = {name: graph.stored(name) for name in d.names}
     kinds = augment_kinds(config.augment)
     checkpoint = None if job.finished is None else job.finished.folder / "refinement.npz"

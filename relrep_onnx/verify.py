@@ -66,6 +66,7 @@ class Gates:
     max_error: float | None = None
     min_agreement: float | None = None
     min_metric: float | None = None
+    max_bytes: int | None = None
 
     def check_resolution(self, samples: int) -> None:
         """Refuses an agreement that this many samples cannot tell from 1.
@@ -162,8 +163,8 @@ def compare_outputs(names: Sequence[str], dense: Iterable[tuple[Feeds, Feeds]], 
     return Fidelity(samples, tuple(total.result(name) for name, total in sums.items()))
 
 
-def check_gates(fidelity: Fidelity, metric: float | None, gates: Gates) -> None:
-    """Raises `VerificationError` naming every gate that is not met."""
+def check_gates(fidelity: Fidelity, metric: float | None, gates: Gates, file_bytes: int | None = None) -> None:
+    """Raises `VerificationError` naming every gate that is not met; `file_bytes` is None where no file is to be written."""
     missed = []
     # Written so that NaN misses every gate.
     if gates.max_error is not None and not fidelity.relative_l2 <= gates.max_error:
@@ -175,6 +176,8 @@ def check_gates(fidelity: Fidelity, metric: float | None, gates: Gates) -> None:
             missed.append(f"top-1 agreement {fidelity.top1_agreement:.4f} is below --min-agreement {gates.min_agreement:g}")
     if gates.min_metric is not None and not (metric is not None and metric >= gates.min_metric):
         missed.append(f"metric {metric} is below --min-metric {gates.min_metric:g}")
+    if gates.max_bytes is not None and file_bytes is not None and file_bytes > gates.max_bytes:
+        missed.append(f"{file_bytes:,} bytes are above --max-bytes {gates.max_bytes:,}")
     if missed:
         raise VerificationError("; ".join(missed) + f" ({fidelity.samples} held-out samples); nothing was written")
 

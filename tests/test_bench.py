@@ -12,14 +12,14 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from relrep_onnx import Config, allocate, moments, reconstruct, repair
+from relrep_onnx import Config, allocate, moments, repair
 from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, find_layers
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.types import Selection
 from tests.test_export_int8 import halved
 from tests.test_pipeline import inputs, small_net
-from tools.bench import accuracy, choices, cost, exports, forms, handover, paper, peer, quantize, refine
+from tools.bench import accuracy, choices, cost, exports, forms, growth, handover, measured, paper, peer, quantize, refine
 from tools.bench.batchnorm import batchnorms, recalibrate
 from tools.bench.data import DATA, HELD_OUT, SUBSETS, TASKS, Array, Task, markdown_table, normalise, subsets, top1, write_json
 from tools.bench.worker import Measurement, Order
@@ -98,7 +98,7 @@ def test_recalibrated_outputs_are_normalised() -> None:
 def test_recalibration_refuses_models_it_cannot_help() -> None:
     x = {"x": np.zeros((2, 16, 4, 4), np.float32)}
     with pytest.raises(ValueError, match="no BatchNormalization"):
-        recalibrate(cost.chain(1), x)
+        recalibrate(growth.chain(1), x)
     with pytest.raises(ValueError, match="operator set 13"):
         recalibrate(batchnorm_net(13), x)
 
@@ -231,12 +231,12 @@ def test_rows_name_what_auto_chose_and_the_sparsity_that_was_reached() -> None:
 
 
 def test_chain_is_a_valid_model_with_that_many_layers() -> None:
-    model = cost.chain(5)
+    model = growth.chain(5)
     onnx.checker.check_model(model, full_check=True)
     layers, _ = find_layers(Graph(model), Selection())
     assert [layer.cols for layer in layers] == [144] * 5
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (y,) = session.run(None, {"x": np.random.default_rng(0).normal(size=(2, *cost.CHAIN_SHAPE[1:])).astype(np.float32)})
+    (y,) = session.run(None, {"x": np.random.default_rng(0).normal(size=(2, *growth.CHAIN_SHAPE[1:])).astype(np.float32)})
     assert y.shape == (2, 10)
     assert np.isfinite(y).all()
     assert np.ptp(y) > 0
@@ -249,13 +249,13 @@ def test_multiples_are_taken_within_a_round() -> None:
         Measurement((1.0, 1.0), 9.0, 310, 8, 2),
     ]
     plain = [Measurement((1.0,), 0.0, peak, 0, 0) for peak in (90, 110, 100)]
-    result = cost.summarise("net", 64, plain, runs)
+    result = measured.summarise("net", 64, plain, runs)
     assert (result.time_multiple, result.memory_multiple) == (10.0, 3.1)
     assert (result.optimize_seconds, result.plain_bytes, result.layers) == (20.0, 100, 2)
     assert len(cost.cost_cells(result)) == len(cost.COST_HEADER)
-    assert len(cost.growth_cells(result)) == len(cost.GROWTH_HEADER)
-    assert len(cost.width_cells(result)) == len(cost.WIDTH_HEADER)
-    assert len(cost.samples_cells(result)) == len(cost.SAMPLES_HEADER)
+    assert len(growth.growth_cells(result)) == len(growth.GROWTH_HEADER)
+    assert len(growth.width_cells(result)) == len(growth.WIDTH_HEADER)
+    assert len(growth.samples_cells(result)) == len(growth.SAMPLES_HEADER)
 
 
 def test_the_peer_is_compared_within_a_round() -> None:
@@ -274,7 +274,7 @@ def test_costs_are_those_of_the_defaults() -> None:
 
 
 def test_the_head_of_a_wide_chain_is_no_layer() -> None:
-    layers, _ = find_layers(Graph(cost.chain(2, 512, classes=1)), Selection())
+    layers, _ = find_layers(Graph(growth.chain(2, 512, classes=1)), Selection())
     assert [layer.cols for layer in layers] == [4608, 4608]
 
 
@@ -298,7 +298,7 @@ def test_variants_change_what_they_say_and_put_it_back() -> None:
         np.testing.assert_allclose(allocate._loss(np.array([1.0, 3.0]), 4.0), [0.25, 0.75])
     with choices.damped(0.5):
         inputs = moments.Covariance(9, np.zeros((1, 2)), np.eye(2)[None], None)
-        assert inputs.ridge[1] == vars(reconstruct)["DAMPING"] == vars(repair)["DAMPING"] == 0.5
+        assert inputs.ridge[1] == vars(repair)["DAMPING"] == 0.5
     assert repair.REPAIRS["reconstruct"] is usual
     assert (allocate._loss, repair.variance, moments.DAMPING) == before
 
@@ -350,10 +350,10 @@ def test_report_of_the_paper_holds_both_parts(tmp_path: Path) -> None:
 
 
 def test_cost_of_a_small_chain(tmp_path: Path) -> None:
-    onnx.save(cost.chain(2), tmp_path / "chain.onnx")
+    onnx.save(growth.chain(2), tmp_path / "chain.onnx")
     samples = np.random.default_rng(0).normal(size=(64, 16, 8, 8)).astype(np.float32)
     options = argparse.Namespace(rounds=1, threads=1, batch_size=16, sparsity=0.5, allocate="uniform", repair="variance")
-    result = cost.measure("small", tmp_path / "chain.onnx", samples, options, tmp_path)
+    result = measured.measure("small", tmp_path / "chain.onnx", samples, options, tmp_path)
     assert (result.layers, result.moments_bytes) == (2, 144 * 144 * 8)
     assert result.optimize_seconds > result.plain_seconds > 0
     # The interpreter with its libraries takes some ten megabytes; a parent's peak must not shine through.

@@ -49,7 +49,17 @@ def test_every_setting_has_every_model(place: Path) -> None:
 
 def test_the_command(place: Path, tmp_path: Path) -> None:
     code, output = run(
-        place / "a.onnx", place / "a.onnx", "--rounds", 2, "--require-same", 0, "--profile", "--json", tmp_path / "t.json"
+        place / "a.onnx",
+        place / "a.onnx",
+        "--rounds",
+        2,
+        "--threads",
+        1,
+        "--require-same",
+        0,
+        "--profile",
+        "--json",
+        tmp_path / "t.json",
     )
     assert code == 0
     assert "1 thread, batch 1" in output

@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
 
 import relrep_onnx
+from relrep_onnx import kernels
 from relrep_onnx.cli import main
 from relrep_onnx.config import Config
 from relrep_onnx.graph import Graph, find_layers
@@ -242,6 +243,18 @@ def test_export_writes_forms_and_json(place: Path, tmp_path: Path) -> None:
     assert values["exports"][1]["fidelity"]["outputs"][0]["relative_l2"] < 0.3
 
 
+@pytest.mark.skipif(not kernels.available(), reason="the sparse kernels were not built: no compiler at install")
+def test_a_file_for_the_kernels_from_the_command_line(place: Path, tmp_path: Path) -> None:
+    settings = ("--calib", place / "ok.npz", "--for", "ort-kernels", "--tune", "--save-config", tmp_path / "c.json")
+    result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", *settings)
+    assert result.exit_code == 0, result.output
+    config = Config.load(tmp_path / "c.json")
+    assert (config.pattern, config.budget, config.forms, config.tune) == ("4x1", "macs", ("sparse-ort",), True)
+    assert "layers run sparse: measured on this machine" in " ".join(result.output.split())
+    assert "note: for ort-kernels" in result.output
+    onnx.checker.check_model(tmp_path / "o.onnx", full_check=True)
+
+
 def test_optimize_for_a_runtime(place: Path, tmp_path: Path) -> None:
     saved = tmp_path / "c.json"
     result = run(
@@ -445,6 +458,30 @@ def test_refine_reports_what_it_did(place: Path, tmp_path: Path) -> None:
     better.unlink()
     assert run(*command).exit_code == 0  # from the finished state: nothing is left to do
     assert better.read_bytes() == first
+
+
+@pytest.mark.parametrize("command", ["optimize", "refine", "export"])
+def test_the_size_of_the_file_is_a_gate(command: str, place: Path, tmp_path: Path) -> None:
+    models = {"refine": [place / "net.onnx", place / "net.onnx"]}.get(command, [place / "net.onnx"])
+    rest = {"optimize": ["--min-size", "64"], "refine": ["--epochs", "1", "--min-size", "64"]}.get(command, [])
+    target = tmp_path / "o.onnx"
+    target.write_text("old")
+    arguments: list[str | Path] = [command, *models, target, "--calib", place / "ok.npz", *rest]
+    result = run(*arguments, "--max-bytes", "1KB")
+    assert result.exit_code == 3, result.output
+    assert "bytes are above --max-bytes 1,024" in " ".join(result.output.split())
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
+    assert run(*arguments, "--max-bytes", "1MB").exit_code == 0
+    assert target.stat().st_size < 1 << 20
+
+
+def test_external_data_counts_as_size(place: Path, tmp_path: Path) -> None:
+    onnx.save(small_net(), tmp_path / "in.onnx", save_as_external_data=True, location="w.data", size_threshold=16)
+    arguments: list[str | Path] = ["export", tmp_path / "in.onnx", tmp_path / "o.onnx"]
+    data = (tmp_path / "w.data").stat().st_size
+    assert run(*arguments, "--max-bytes", str(data)).exit_code == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "w.data"}
+    assert run(*arguments, "--max-bytes", str(data + 8192)).exit_code == 0
 
 
 def test_inspect_lists_how_far_gradients_come(place: Path) -> None:

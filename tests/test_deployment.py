@@ -10,9 +10,11 @@ import pytest
 from onnx import helper
 
 from relrep_onnx import Config, ConfigError, optimize
-from relrep_onnx.deployment import RUNTIMES
+from relrep_onnx.deployment import RUNTIMES, gaining
 from relrep_onnx.export import Order, check_forms
+from relrep_onnx.graph import Graph, find_layers
 from relrep_onnx.masks import pattern_named
+from relrep_onnx.types import Selection
 from tests.models import build, random
 
 DEPLOY = Path(__file__).parents[1] / "docs" / "deploy.md"
@@ -68,3 +70,17 @@ def test_layers_that_do_not_pay_stay_dense(name: str, pruned: set[str]) -> None:
 def test_the_guide_names_every_runtime() -> None:
     named = set(re.findall(r"--for ([a-z-]+)", DEPLOY.read_text(encoding="utf-8")))
     assert named == set(RUNTIMES)
+
+
+def test_which_layers_gain() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "pointwise"], ["a"], name="pointwise"),
+        helper.make_node("Conv", ["a", "wide"], ["y"], name="wide", pads=[1, 1, 1, 1]),
+    ]
+    weights = {"pointwise": random(1, 256, 8, 1, 1), "wide": random(2, 256, 256, 3, 3)}
+    layers, _ = find_layers(Graph(build(nodes, {"x": ["N", 8, 4, 4]}, ["y"], weights)), Selection())
+    halves, most = ([(layer, sparsity) for layer in layers] for sparsity in (0.5, 0.9))
+    assert [gaining(RUNTIMES["ort"], "unstructured", pruned) for pruned in (halves, most)] == [2, 2]
+    assert gaining(RUNTIMES["ort"], "unstructured", [(layer, 0.0) for layer in layers]) == 0
+    assert [gaining(RUNTIMES["xnnpack"], "unstructured", pruned) for pruned in (halves, most)] == [0, 1]
+    assert [gaining(RUNTIMES["tensorrt"], pattern, halves) for pattern in ("unstructured", "2:4")] == [0, 1]

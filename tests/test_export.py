@@ -13,21 +13,24 @@ import onnxruntime
 import pytest
 from onnx import ModelProto, helper, numpy_helper
 
+import relrep_onnx.export.sparse_form as sparse_form
 import relrep_onnx.export.table as table
-from relrep_onnx import Config, ConfigError, ModelError, VerificationError, export_model, optimize
+from relrep_onnx import Config, ConfigError, ModelError, VerificationError, export_model, kernels, optimize
 from relrep_onnx.export import EXPORTERS, Exported, Order, Product, check_forms, make, places_for
 from relrep_onnx.export.ort import CONFIG_SUFFIX
 from relrep_onnx.graph import load
-from relrep_onnx.results import exports_to_json
+from relrep_onnx.results import Exports, to_json
 from tests import models
 from tests.models import random, run
 from tests.test_export_compact import matmul, sparse
 from tests.test_export_int8 import batches, halved
 from tests.test_pipeline import SMALL, inputs, small_net
+from tests.test_sparse_ort import wide_network
 
 X = inputs()
 ONE = dataclasses.replace(SMALL, threads=1)
 ALONE = list(EXPORTERS)
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason="the sparse kernels were not built: no compiler at install")
 COMBINED = ["int8+compact", "int8+ort", "compact+ort", "int8+sparse-initializer"]
 
 
@@ -36,7 +39,7 @@ def config(*forms: str, **settings: Any) -> Config:
 
 
 def suffix(form: str) -> str:
-    return ".ort" if form.endswith("ort") else ".onnx"
+    return ".ort" if form.split("+")[-1] == "ort" else ".onnx"
 
 
 def outputs(path: Path) -> Any:
@@ -69,8 +72,54 @@ def test_several_forms_fill_a_folder(tmp_path: Path) -> None:
     assert [e.form for e in exports] == list(forms)
     names = {p.name for p in (tmp_path / "out").iterdir()}
     assert names == {"net.onnx", "net.compact.onnx", "net.int8+ort.ort", f"net.int8+ort{CONFIG_SUFFIX}"}
-    values = json.loads(exports_to_json(exports))
+    values = json.loads(to_json(Exports(exports)))
     assert [e["form"] for e in values["exports"]] == list(forms)
+
+
+@needs_kernels
+def test_a_file_for_the_kernels_is_compared_with_and_without_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wide_network(0.1)
+    x = random(0, 16, 64, 28, 28)
+    (exported,) = export_model(model, tmp_path / "o.onnx", x, config("sparse-ort"))
+    assert exported.notes[0].startswith("3 of 3 layers run sparse: predicted")
+    assert exported.fidelity.relative_l2 < 1e-6
+    assert exported.file_bytes < 0.2 * model.ByteSize()
+
+    def refused(model: ModelProto, order: Order) -> Product:
+        """Its weights may be overridden, which only the kernels mind."""
+        product = EXPORTERS["sparse-ort"](model, order)
+        assert isinstance(product.content, ModelProto)
+        name = product.content.graph.node[0].input[1]
+        size = next(t.dims[0] for t in product.content.graph.initializer if t.name == name)
+        product.content.graph.input.append(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [size]))
+        return product
+
+    monkeypatch.setattr(table, "EXPORTERS", {**EXPORTERS, "sparse-ort": refused})
+    with pytest.raises(VerificationError, match="cannot load the export 'sparse-ort', with the sparse kernels,"):
+        export_model(model, tmp_path / "refused.onnx", x, config("sparse-ort"))
+    monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "missing.so")
+    (exported,) = export_model(model, tmp_path / "refused.onnx", x, config("sparse-ort"))
+    assert "only compared without them" in exported.notes[1]
+
+
+@needs_kernels
+@pytest.mark.parametrize(("gains", "layers"), [([2.0, 1.5], 3), ([2.0, 1.02], 0), ([1.02], 0)])
+def test_tuning_takes_what_wins_twice(gains: list[float], layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = list(gains)
+
+    def timed(sessions: list[Any], *_: object) -> Any:
+        """The dense model takes so many times as long as the others."""
+        gain = left.pop(0)
+        return np.array([[gain] * 3, *([[1.0] * 3] * (len(sessions) - 1))])
+
+    monkeypatch.setattr(sparse_form, "interleaved", timed)
+    product = make("sparse-ort", wide_network(0.1), Order(tune=True))
+    assert isinstance(product.content, ModelProto)
+    assert sum(node.op_type.startswith("Sparse") for node in product.content.graph.node) == layers
+    assert product.notes[0].startswith(f"{layers} of 3 layers run sparse: measured on this machine")
+    assert ("1.50 times" in product.notes[0]) == bool(layers)
+    assert ("stay dense" in product.notes[-1]) == (not layers)
+    assert left == []
 
 
 @pytest.mark.parametrize("existing", [False, True])
@@ -152,6 +201,39 @@ def test_the_gates_of_optimize_hold_for_its_exports(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("form", ["onnx", "compact", "int8+ort"])
+def test_the_size_of_an_export_is_a_gate(form: str, tmp_path: Path) -> None:
+    model, target = halved(small_net()), tmp_path / f"out{suffix(form)}"
+    (exported,) = export_model(model, target, X, config(form))
+    if form != "int8+ort":  # whose size is not the same each time
+        assert export_model(model, target, X, config(form, max_bytes=exported.file_bytes))
+    target.write_bytes(b"old")
+    with pytest.raises(VerificationError, match=f"the export '{form}': .* bytes are above".replace("+", r"\+")):
+        export_model(model, target, X, config(form, max_bytes=exported.file_bytes // 2))
+    assert target.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 1 + (form == "int8+ort")
+
+
+def test_one_export_that_is_too_large_stops_all(tmp_path: Path) -> None:
+    sizes = {e.form: e.file_bytes for e in optimize(small_net(), tmp_path / "a", X, config("onnx", "compact")).exports}
+    assert sizes["compact"] < sizes["onnx"]
+    small = {"max_bytes": sizes["compact"]}
+    with pytest.raises(VerificationError, match=f"the export 'onnx': {sizes['onnx']:,} bytes are above --max-bytes"):
+        optimize(small_net(), tmp_path / "b", X, config("compact", "onnx", **small))
+    assert not (tmp_path / "b").exists()
+    assert optimize(small_net(), tmp_path / "c.onnx", X, config("compact", **small)).exports[0].file_bytes <= sizes["compact"]
+
+
+def test_a_metric_is_a_gate_of_exports_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "half_metric.py").write_text("def score(session):\n    return 0.5\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    asked = {"eval": "half_metric:score"}
+    assert export_model(halved(small_net()), tmp_path / "o.onnx", X, config("onnx", min_metric=0.5, **asked))
+    with pytest.raises(VerificationError, match=r"metric 0\.5 is below --min-metric 0\.6"):
+        export_model(halved(small_net()), tmp_path / "p.onnx", X, config("onnx", min_metric=0.6, **asked))
+    assert not (tmp_path / "p.onnx").exists()
+
+
 def test_optimize_needs_a_place_for_exports() -> None:
     with pytest.raises(ConfigError, match="needs an output"):
         optimize(small_net(), None, X, config("compact"))
@@ -230,6 +312,10 @@ def test_outputs_without_floats_are_run(tmp_path: Path) -> None:
         (("sparse-initializer+int8",), {}, "comes last"),
         (("int8",), {"values": "int8"}, "--values int8 cannot apply to --to int8"),
         (("compact",), {"target": "arm"}, "--target arm cannot apply to --to compact"),
+        (("compact",), {"tune": True}, "--tune cannot apply to --to compact"),
+        (("sparse-ort+compact",), {}, "sparse-ort stands alone"),
+        (("int8+sparse-ort",), {}, "add --values int8"),
+        (("sparse-ort",), {"values": "float16"}, "compute float32 or int8"),
     ],
 )
 def test_forms_that_do_not_exist_or_combine(forms: tuple[str, ...], settings: Any, message: str) -> None:

@@ -21,10 +21,11 @@ def test_example_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_commands_and_options_exist() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for command, options in re.findall(r"^relrep-onnx (\w+)(.*)$", text, flags=re.MULTILINE):
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    for command, options in re.findall(r"^ *relrep-onnx (\w+)([^#|&\n]*)", text, flags=re.MULTILINE):
         known = {option for parameter in main.commands[command].params for option in parameter.opts}
-        assert set(re.findall(r"--[a-z-]+", options)) <= known
+        assert set(re.findall(r" (--[a-z-]+)", options)) <= known, (command, options)
 
 
 def test_links_point_to_files() -> None:

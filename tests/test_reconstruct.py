@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from unittest import mock
 
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from relrep_onnx import reconstruct as room
 from relrep_onnx.masks import PATTERNS, magnitude, pattern_named
 from relrep_onnx.moments import DAMPING, Covariance, Moments, MomentStream
-from relrep_onnx.reconstruct import column_blocks, least_squares
+from relrep_onnx.reconstruct import least_squares
 from relrep_onnx.repair import REPAIRS, Pruned, Task, reconstruct, search_and_reconstruct
 from relrep_onnx.types import BoolArray, CalibrationError, Contraction, FloatArray, Layer, Window
 
@@ -236,34 +235,42 @@ def test_a_hopeless_gram_matrix_is_an_error() -> None:
         reconstruct(Pruned(weight, np.abs(weight) > 0.5, moments))
 
 
+@pytest.mark.parametrize("groups", [1, 2])
 @pytest.mark.parametrize("n", [10, 400])
-def test_blocks_of_columns_come_close_to_the_whole(n: int) -> None:
-    moments, weight = moments_of(17, n, 2, 24, 8)
-    layer = conv_layer(8, 8, 3, groups=2)
-    mask = task(layer, moments, weight, 120).pruned().mask
-    whole = least_squares(weight, mask, moments)
-    with mock.patch.object(room, "BLOCK", 9), mock.patch.object(room, "SWEEPS", 400):
-        parts = least_squares(weight, mask, moments)
-    # Blocks have ridges of their own; the fit to the data differs little.
-    assert parts.objective <= whole.objective + 0.02 * float(moments.target_variance.sum())
-    assert not parts.weight[~mask].any()
+def test_the_search_solves_its_systems(n: int, groups: int) -> None:
+    moments, weight = moments_of(17, n, groups, 24, 8)
+    quadratic = quadratic_of(moments, weight)
+    spectrum = room._Spectrum.of(quadratic)
+    right = np.random.default_rng(0).normal(size=(groups, 8 // groups, 24)).astype(np.float32)
+    got = spectrum.solved(right, np.float32(0.3))
+    for group in range(groups):
+        unit = spectrum.unit[group, 0]
+        matrix = unit[:, None] * moments.inputs.gram[group] * unit + np.diag(np.broadcast_to(spectrum.ridge[group, 0], 24))
+        if n == 400:
+            np.testing.assert_allclose(np.diag(matrix), 1, rtol=1e-5)
+        np.testing.assert_allclose(got[group], np.linalg.solve(matrix + 0.3 * np.eye(24), right[group].T).T, atol=1e-4)
 
 
-def test_blocks_of_columns_search_too() -> None:
-    moments, weight = moments_of(19, 400, 1, 24, 8)
-    one = task(conv_layer(8, 8, 3), moments, weight, 96, "2:4")
-    with mock.patch.object(room, "BLOCK", 12):
-        repaired = search_and_reconstruct(one)
-    kind, zero = one.pattern, repaired.weight == 0
-    np.testing.assert_array_equal(kind.mask(one.layer, np.abs(repaired.weight), 96), ~zero)
+def quadratic_of(moments: Moments, weight: FloatArray) -> room.Quadratic:
+    ridge = moments.inputs.ridge[0].repeat(len(weight) // len(moments.inputs.mean))
+    return room.Quadratic(moments.inputs, ridge, moments.cross + ridge[:, None] * weight)
 
 
-@given(cols=st.integers(1, 30_000), step=st.sampled_from([1, 9, 36]))
-def test_column_blocks_cover_everything_once(cols: int, step: int) -> None:
-    parts = column_blocks(cols, step)
-    assert [parts[0].start, parts[-1].stop] == [0, cols]
-    assert all(a.stop == b.start and b.start % step == 0 for a, b in itertools.pairwise(parts))
-    assert all(0 < part.stop - part.start <= room.BLOCK + step for part in parts)
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_kept_rows_and_their_gram_matrix_lead_to_the_same(pattern: str) -> None:
+    moments, weight = moments_of(19, 40, 1, 72, 40)
+    assert moments.inputs.factor is not None
+    whole = replace(moments, inputs=replace(moments.inputs, matrix=moments.inputs.gram, factor=None))
+    layer = conv_layer(40, 8, 9)
+    zeros = layer.size // 2
+    rows, matrix = (search_and_reconstruct(task(layer, m, weight, zeros, pattern)) for m in (moments, whole))
+    for repaired in (rows, matrix):
+        assert np.count_nonzero(repaired.weight == 0) == zeros
+    assert np.mean((rows.weight == 0) == (matrix.weight == 0)) > 0.9
+    assert rows.residual.sum() == pytest.approx(matrix.residual.sum(), rel=0.2)
+    np.testing.assert_allclose(
+        unscaled(moments, weight, rows.weight), unscaled(whole, weight, rows.weight), atol=1e-8 * np.abs(weight).max()
+    )
 
 
 @pytest.mark.parametrize("n", [4, 50])

@@ -14,7 +14,7 @@ from onnx import ModelProto
 from relrep_onnx import refinement
 from relrep_onnx.adam import Buffers
 from relrep_onnx.data import DataOptions, Samples, load_samples
-from relrep_onnx.distill import Distillation, plan
+from relrep_onnx.distill import Distillation, plan, showing
 from relrep_onnx.graph import Graph, count_zeros, find_layers, with_tensors
 from relrep_onnx.refinement import Held, Recipe, Stepper, options, refine, scales, trial_samples
 from relrep_onnx.results import Refinement
@@ -52,7 +52,7 @@ def scene(dense: ModelProto, data: Array) -> Scene:
     samples = load_samples(data, session.inputs, DataOptions())
     learned, held = samples.split(len(data) - 32)
     d = plan(dense, sparse, layers_of(sparse), next(samples.batches(1)), RUNTIME)
-    return Scene(dense, sparse, d, learned, Held(d, session, held.batches(32), RUNTIME))
+    return Scene(dense, sparse, d, learned, Held(d, held.batches(32), RUNTIME))
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,23 @@ def test_refinement_helps_and_zeros_stay(flat: Scene) -> None:
 
 def test_the_account_is_what_a_session_sees(flat: Scene) -> None:
     model, account = flat.run(recipe(4))
-    left, right = (Session(m.SerializeToString(), RUNTIME) for m in (flat.dense, model))
+    left, right = (Session(showing(m, flat.d.aims).SerializeToString(), RUNTIME) for m in (flat.dense, model))
     x = random(5, COUNT, 8)[-32:]
-    a, b = (s.run({"x": x})["out"].astype(np.float64) for s in (left, right))
-    assert account.best.error == pytest.approx(float(np.linalg.norm(b - a) / np.linalg.norm(a)), rel=1e-5)
+    a, b = (s.run({"x": x}, flat.d.aims) for s in (left, right))
+    parts = {name: float(((b[name] - a[name]) ** 2).sum() / (a[name] ** 2).sum()) for name in flat.d.aims}
+    assert flat.d.ends
+    assert flat.d.outputs == ("out",)
+    ends = np.mean([parts[name] for name in flat.d.ends])
+    assert account.best.error == pytest.approx(np.sqrt((ends + parts["out"]) / 2), rel=1e-5)
+
+
+def test_a_rate_that_leads_away_from_the_start_is_halved(flat: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(refinement, "RATE", 4.0)
+    monkeypatch.setattr(refinement, "DIVERGED", math.inf)
+    _, account = flat.run(recipe(20))
+    losses = [epoch.loss for epoch in account.history[1:]]
+    assert account.restarts == sum(loss > refinement.RISEN * losses[0] for loss in losses) > 0
+    assert losses[-1] < max(losses)
 
 
 def test_same_seed_same_bytes(flat: Scene) -> None:
@@ -208,7 +221,7 @@ def test_samples_of_several_shapes_each_get_their_step() -> None:
     feeds = [{"x": random(i, 1, 3, 8 + 2 * (i % 2), 8)} for i in range(40)]
     samples = load_samples(feeds, session.inputs, DataOptions())
     d = plan(dense, sparse, layers_of(sparse), next(samples.batches(1)), RUNTIME)
-    held = Held(d, session, samples.batches(8), RUNTIME)
+    held = Held(d, samples.batches(8), RUNTIME)
     _, account = refine(d, values_of(sparse, d), samples, held, recipe(4), lambda *_, **__: None)
     assert account.steps == 4 * samples.shuffled_count(refinement.BATCH)
     assert account.best.error < account.start.error

@@ -33,8 +33,8 @@ def test_mutated_files_under_the_sanitizers() -> None:
 def test_mutations_change_something() -> None:
     rng = np.random.default_rng(0)
     changed = 0
-    for _ in range(50):
-        parts, attributes = sanitize.parts_of(np.ones((4, 3, 2, 2), np.float32))
+    for kind in (np.float32, np.int8) * 25:
+        parts, attributes = sanitize.parts_of(np.ones((4, 3, 2, 2), kind))
         before = repr((parts, attributes))
         sanitize.mutate(rng, parts, attributes)
         changed += repr((parts, attributes)) != before

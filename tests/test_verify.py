@@ -160,11 +160,12 @@ def fidelity(error: float = 0.2, agreement: float | None = 0.9) -> Fidelity:
         Gates(max_error=0.2),
         Gates(min_agreement=0.9),
         Gates(min_metric=0.7),
+        Gates(max_bytes=1000),
         Gates(max_error=0.3, min_agreement=0.5, min_metric=0.1),
     ],
 )
 def test_gates_that_are_met(gates: Gates) -> None:
-    check_gates(fidelity(), 0.7, gates)
+    check_gates(fidelity(), 0.7, gates, 1000)
     worse = Fidelity(100, fidelity().outputs + fidelity(9.0, 0.01).outputs)
     if gates.max_error is not None or gates.min_agreement is not None:
         with pytest.raises(VerificationError, match="nothing was written"):
@@ -181,17 +182,23 @@ def test_gates_that_are_met(gates: Gates) -> None:
         (Gates(min_metric=0.71), None, "metric None is below"),
         (Gates(min_metric=math.nan), 0.7, "is below --min-metric nan"),
         (Gates(max_error=math.nan), None, "is above --max-error nan"),
+        (Gates(max_bytes=1999), None, "2,000 bytes are above --max-bytes 1,999"),
         (Gates(min_agreement=math.nan), None, "is below --min-agreement nan"),
     ],
 )
 def test_gates_that_are_missed(gates: Gates, metric: float | None, message: str) -> None:
     with pytest.raises(VerificationError, match=re.escape(message)):
-        check_gates(fidelity(), metric, gates)
+        check_gates(fidelity(), metric, gates, 2000)
 
 
 def test_every_missed_gate_is_named() -> None:
-    with pytest.raises(VerificationError, match=r"--max-error 0\.1; .*--min-agreement 1; .*--min-metric 1 \(100 held-out"):
-        check_gates(fidelity(), 0.5, Gates(max_error=0.1, min_agreement=1.0, min_metric=1.0))
+    message = r"--max-error 0\.1; .*--min-agreement 1; .*--min-metric 1; .*--max-bytes 5 \(100 held-out"
+    with pytest.raises(VerificationError, match=message):
+        check_gates(fidelity(), 0.5, Gates(max_error=0.1, min_agreement=1.0, min_metric=1.0, max_bytes=5), 6)
+
+
+def test_a_size_is_no_gate_where_no_file_is_written() -> None:
+    check_gates(fidelity(), None, Gates(max_bytes=1))
 
 
 def test_agreement_needs_classes() -> None:

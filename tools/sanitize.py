@@ -24,51 +24,66 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from relrep_onnx.kernels import functions, instruction_sets
 from relrep_onnx.runtime import FAILURES
 from relrep_onnx.types import Array
+from tools import compiler
 
 ROOT: Final = Path(__file__).resolve().parents[1]
-SOURCES: Final = ROOT / "relrep_onnx" / "kernels" / "src"
-FLAGS: Final = ("-std=c++17", "-O0", "-g", "-fno-omit-frame-pointer", "-ffp-contract=fast", "-Wno-psabi", "-fPIC", "-shared")
-SANITIZERS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+FLAGS: Final = (
+    "-O0",
+    "-g",
+    "-fno-omit-frame-pointer",
+    "-fPIC",
+    "-shared",
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+)
 CASES: Final = 20_000
 ODD: Final = (-1, 0, 1, 2, 3, 5, 7, 64, 255, 4096, 2**20, 2**31 - 1, 2**31, 2**33, 2**62, -(2**63))
+FAMILIES: Final = ("SparseConv", "SparseGemm", "SparseQConv", "SparseQGemm")
 SHAPES: Final = ((8, 6, 3, 3), (12, 5, 1, 1), (6, 1, 3, 2), (8, 16), (7, 33))
 
 
 def build(folder: Path) -> Path:
     """The library with sanitizers; unoptimized, which compiles fast and hides nothing."""
     library = folder / "libsanitized.so"
-    compiler = os.environ.get("CXX", "c++")
-    subprocess.run([compiler, *FLAGS, *SANITIZERS, *map(str, sorted(SOURCES.glob("*.cpp"))), "-o", str(library)], check=True)
+    compiler.build(compiler.host(), compiler.SOURCES, library, *FLAGS)
     return library
 
 
 def runtime_library(name: str) -> str:
     """Where the compiler keeps a library of its own."""
-    compiler = os.environ.get("CXX", "c++")
-    return subprocess.run([compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [*compiler.host(), f"-print-file-name={name}"], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def model_of(shape: tuple[int, ...], parts: dict[str, Array], attributes: dict[str, Any], name: str) -> ModelProto:
     """One operator; no function body: the library is there."""
-    inputs = ["x", *parts, *(["residual"] if "Add" in name else [])]
+    stored = [n for n in functions.INT8_INPUTS if n in parts] if "Q" in name else list(parts)
+    inputs = ["x", *stored, *(["residual"] if "Add" in name else [])]
+    kind = TensorProto.UINT8 if "Q" in name else TensorProto.FLOAT
     node = helper.make_node(name, inputs, ["y"], domain=functions.DOMAIN, **attributes)
     rank = len(shape)
-    values = [
-        helper.make_tensor_value_info(n, TensorProto.FLOAT, [f"{n}{i}" for i in range(rank)]) for n in inputs if n not in parts
-    ]
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    values = [helper.make_tensor_value_info(n, kind, [f"{n}{i}" for i in range(rank)]) for n in inputs if n not in parts]
+    y = helper.make_tensor_value_info("y", kind, None)
     graph = helper.make_graph([node], "case", values, [y], [numpy_helper.from_array(a, n) for n, a in parts.items()])
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(functions.DOMAIN, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
 def parts_of(weight: Array) -> tuple[dict[str, Array], dict[str, Any]]:
-    """The stored tensors and attributes of a layer."""
+    """The stored tensors and attributes of a layer, float32 or int8."""
     values, gaps = functions.encode(weight)
     attributes: dict[str, Any] = {"weight_shape": list(weight.shape)}
     if weight.ndim == 4:
         attributes |= {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": 1}
-    return {"values": values, "gaps": gaps, "bias": np.ones(weight.shape[0], np.float32)}, attributes
+    parts = {"values": values, "gaps": gaps, "bias": np.ones(weight.shape[0], np.float32)}
+    if weight.dtype == np.int8:
+        attributes |= {"low": 10, "high": 200}
+        parts["bias"] = np.ones(weight.shape[0], np.int32)
+        parts |= {"w_scale": np.ones(weight.shape[0], np.float32)}
+        parts |= {name: np.array([0.05], np.float32) for name in ("x_scale", "y_scale")}
+        parts |= {name: np.array([128], np.uint8) for name in ("x_zero_point", "y_zero_point")}
+    return parts, attributes
 
 
 def run(model: ModelProto, feeds: dict[str, Array], library: str, threads: int) -> Array | None:
@@ -96,8 +111,11 @@ def mutate(rng: np.random.Generator, parts: dict[str, Array], attributes: dict[s
             parts[what] = np.resize(array, int(rng.integers(0, 2 * array.size + 2))).astype(array.dtype)
         elif array.size:
             place = int(rng.integers(array.size))
-            odd = rng.integers(256) if array.dtype == np.uint8 else rng.choice(np.array([0, np.nan, np.inf, -1e38, 1e-45]))
-            array[place] = odd
+            if array.dtype == np.float32:
+                array[place] = rng.choice(np.array([0, np.nan, np.inf, -1e38, 1e-45]))
+            else:
+                limits = np.iinfo(array.dtype)
+                array[place] = rng.integers(limits.min, limits.max, endpoint=True)
             parts[what] = array
     elif isinstance(attributes[what], int):
         attributes[what] = int(rng.choice(ODD))
@@ -111,20 +129,22 @@ def attack(cases: int, library: str) -> str:
     """Runs the cases; returns how many gave a result and how many an error."""
     rng = np.random.default_rng(0)
     results = 0
-    names = [functions.operator_name(f, adds=a, activation=act) for f in ("SparseConv", "SparseGemm") for a in (False, True)
-             for act in ("", "Relu")]  # fmt: skip
     for case in range(cases):
         shape = SHAPES[case % len(SHAPES)]
-        weight = (rng.standard_normal(shape) * (rng.random(shape) < rng.choice([0.05, 0.3, 1.0]))).astype(np.float32)
+        family = FAMILIES[2 * (case // len(SHAPES) % 2) + (len(shape) == 2)]
+        quantized = "Q" in family
+        kept = rng.random(shape) < rng.choice([0.05, 0.3, 1.0])
+        weight = (rng.standard_normal(shape) * kept * (40 if quantized else 1)).astype(np.int8 if quantized else np.float32)
         parts, attributes = parts_of(weight)
         for _ in range(int(rng.integers(0, 4))):
             mutate(rng, parts, attributes)
-        fitting = [n for n in names if n.startswith("SparseConv" if len(shape) == 4 else "SparseGemm")]
-        name = str(rng.choice(fitting))
+        name = family + str(rng.choice(["", "Clip"] if quantized else ["", "Relu", "Add", "AddRelu"]))
         sizes = [int(rng.integers(0, 4)), shape[1], *(int(rng.integers(0, 24)) for _ in shape[2:])]
         if rng.random() < 0.1:
             sizes[int(rng.integers(len(sizes)))] = int(rng.integers(0, 40))
-        feeds = {"x": rng.standard_normal(sizes).astype(np.float32)}
+        feeds = {
+            "x": rng.integers(0, 256, sizes).astype(np.uint8) if quantized else rng.standard_normal(sizes).astype(np.float32)
+        }
         if "Add" in name:
             feeds["residual"] = rng.standard_normal([sizes[0], shape[0], *sizes[2:]]).astype(np.float32)
         os.environ["RELREP_KERNELS_ISA"] = str(rng.choice(instruction_sets()))

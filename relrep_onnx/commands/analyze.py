@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import config_of, write_json
+from relrep_onnx.commands.common import check_reports, command_line, config_of, publish
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -16,6 +16,7 @@ from relrep_onnx.commands.options import (
     METHOD_OPTIONS,
     MODEL,
     QUIET_OPTION,
+    REPORT_OPTION,
     SELECT_OPTIONS,
     OutputFile,
 )
@@ -29,6 +30,7 @@ from relrep_onnx.progress import shown_progress
 @SELECT_OPTIONS
 @METHOD_OPTIONS
 @JSON_OPTION
+@REPORT_OPTION
 @click.option("--plot", type=OutputFile(), help="RR curves as a picture (.png, .svg, .pdf).")
 @CONFIG_OPTION
 @QUIET_OPTION
@@ -38,16 +40,16 @@ def analyze(
     holdout: str | None,
     cache_dir: Path | None,
     json_path: Path | None,
+    report_path: Path | None,
     plot: Path | None,
     config_path: Path | None,
     quiet: bool,
     **_: Any,
 ) -> None:
     """Measure Relative Repairability of every layer: how much pruning damage repair cannot undo."""
+    check_reports()
     with shown_progress(quiet) as progress:
         analysis = run_analyze(model, calib, config_of(config_path), holdout=holdout, cache_dir=cache_dir, progress=progress)
-    write_json(analysis, json_path)
     if plot is not None:
         report.plot_curves(analysis, plot)
-    if not quiet:
-        report.console_for().print(report.render_analysis(analysis))
+    publish(report.of_analysis(analysis, command_line()), json_path, report_path, quiet=quiet)

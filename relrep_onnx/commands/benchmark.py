@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
 from relrep_onnx import report
-from relrep_onnx.benchmark import BenchmarkResult, Plan
+from relrep_onnx.benchmark import Plan
 from relrep_onnx.benchmark import benchmark as run_benchmark
 from relrep_onnx.benchmark import require_same as check_same
-from relrep_onnx.commands.common import config_of, write_json
-from relrep_onnx.commands.options import INPUT_SHAPE, JSON_OPTION, MODEL, QUIET_OPTION, Numbers, setting
+from relrep_onnx.commands.common import check_reports, command_line, publish
+from relrep_onnx.commands.options import INPUT_SHAPE, JSON_OPTION, MODEL, QUIET_OPTION, REPORT_OPTION, Numbers, setting
 from relrep_onnx.progress import shown_progress
+from relrep_onnx.results import benchmarked
 from relrep_onnx.runtime import RuntimeOptions
 
 
@@ -31,6 +31,7 @@ from relrep_onnx.runtime import RuntimeOptions
 @INPUT_SHAPE
 @setting("--seed", type=click.IntRange(0), help="Seed of the random inputs.")
 @JSON_OPTION
+@REPORT_OPTION
 @QUIET_OPTION
 def benchmark(
     models: tuple[Path, ...],
@@ -39,17 +40,18 @@ def benchmark(
     rounds: int,
     profile: bool,
     require_same: float | None,
+    input_shape: tuple[tuple[str, tuple[int, ...]], ...],
     seed: int,
     json_path: Path | None,
+    report_path: Path | None,
     quiet: bool,
-    **_: Any,
 ) -> None:
     """Time models side by side, the first as reference, with the sparse kernels loaded: interleaved runs on random inputs."""
-    plan = Plan(threads, batch, rounds, profile, config_of(None).input_shape, seed)
+    plan = Plan(threads, batch, rounds, profile, dict(input_shape), seed)
+    check_reports()
     with shown_progress(quiet) as progress:
         settings = run_benchmark(models, plan, RuntimeOptions(), progress)
-    write_json(BenchmarkResult(settings), json_path)
-    if not quiet:
-        report.console_for().print(report.render_benchmark(settings))
+    result = benchmarked(settings, plan, models)
+    publish(report.of_benchmark(result, command_line()), json_path, report_path, quiet=quiet)
     if require_same is not None:
         check_same(settings, require_same)

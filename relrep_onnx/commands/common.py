@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
-from rich.console import RenderableType
 
 from relrep_onnx import report
-from relrep_onnx.benchmark import BenchmarkResult
 from relrep_onnx.config import Config
-from relrep_onnx.results import Analysis, Refined, to_json
 from relrep_onnx.types import ConfigError
-from relrep_onnx.verify import Fidelity
+
+COMMAND_LINE: Final = f"{__name__}.command_line"
+"""Where a context's `meta` holds what the user typed."""
 
 
 def config_of(path: Path | None, preset: Mapping[str, Any] | None = None) -> Config:
@@ -48,25 +46,36 @@ def target_of(model: Path, output: Path | None, option: Path | None, in_place: b
     return model if in_place else target
 
 
-def show(summary: RenderableType, written: str, seconds: float) -> None:
-    """The report of a run, and what it wrote."""
-    console = report.console_for()
-    console.print(summary)
-    console.print(f"wrote {report.clean(written)} in {seconds:.1f} s", style="bold", markup=False)
+def command_line() -> str:
+    """What the user typed."""
+    return str(click.get_current_context().meta[COMMAND_LINE])
 
 
-def write_json(result: Analysis | BenchmarkResult | Fidelity | Refined, path: Path | None) -> None:
-    """A result as JSON, where a file was asked for."""
-    if path is not None:
-        write_text(path, to_json(result) + "\n")
+def check_reports() -> None:
+    """Refuses a report over what the command reads or writes itself.
+
+    Raises:
+        ConfigError: naming the file.
+    """
+    params = click.get_current_context().params
+    reports = {name: params[name] for name in ("json_path", "report_path") if params.get(name) is not None}
+    for name, value in params.items():
+        for other in value if isinstance(value, tuple) else (value,):
+            for path in reports.values():
+                if name not in reports and isinstance(other, Path) and other.absolute() == path.absolute():
+                    raise ConfigError(f"the report {str(path)!r} would replace another file of this command; give another name")
 
 
-def write_text(path: Path, text: str) -> None:
-    """A whole file or none: written under a temporary name, moved into place."""
-    temporary = path.with_name(f".{path.name}.relrep-{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}") from error
+def publish(document: report.Document, json_path: Path | None, report_path: Path | None, *, quiet: bool) -> None:
+    """A report as files, where they were asked for, and in the terminal."""
+    if json_path is not None:
+        report.write(document, json_path, ".json")
+    if report_path is not None:
+        report.write(document, report_path)
+    if not quiet:
+        report.console_for().print(report.render(document))
+
+
+def say_written(what: str, seconds: float) -> None:
+    """The last line of a run that wrote something."""
+    report.console_for().print(f"wrote {report.clean(what)} in {seconds:.1f} s", style="bold", markup=False)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import config_of, write_json
+from relrep_onnx.commands.common import check_reports, config_of, publish
 from relrep_onnx.commands.options import DATA_OPTIONS, JSON_OPTION, MODEL, QUIET_OPTION, RANDOM_OPTIONS, RUN_OPTIONS, setting
 from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.verify import check_gates
@@ -28,11 +28,10 @@ from relrep_onnx.verify import check_gates
 @QUIET_OPTION
 def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet: bool, **_: Any) -> None:
     """Compare the outputs of SPARSE with those of DENSE on the same samples."""
+    check_reports()
     config = config_of(None)
     fidelity = run_compare(dense, sparse, data, config)
-    write_json(fidelity, json_path)
-    if not quiet:
-        report.console_for().print(report.render_fidelity(fidelity))
+    publish(report.of_fidelity(fidelity, sparse.name), json_path, None, quiet=quiet)
     gates = config.as_gates()
     gates.check_resolution(fidelity.samples)
     check_gates(fidelity, None, gates)

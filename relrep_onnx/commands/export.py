@@ -8,12 +8,13 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import config_of, write_text
+from relrep_onnx.commands.common import check_reports, config_of, publish
 from relrep_onnx.commands.options import (
     CONFIG_OPTION,
     DATA_OPTIONS,
     EXPORT_OPTIONS,
     JSON_OPTION,
+    MAX_BYTES,
     MODEL,
     OUTPUT_OPTIONS,
     QUIET_OPTION,
@@ -23,7 +24,6 @@ from relrep_onnx.commands.options import (
 )
 from relrep_onnx.pipeline import export_model
 from relrep_onnx.progress import shown_progress
-from relrep_onnx.results import exports_to_json
 from relrep_onnx.types import ConfigError
 
 
@@ -44,6 +44,7 @@ from relrep_onnx.types import ConfigError
 @RUN_OPTIONS
 @setting("--max-error", type=click.FloatRange(0), help="Largest relative L2 an export may move an output.  [default: by form]")
 @setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with MODEL.")
+@MAX_BYTES
 @JSON_OPTION
 @CONFIG_OPTION
 @QUIET_OPTION
@@ -59,13 +60,11 @@ def export(
     **_: Any,
 ) -> None:
     """Write MODEL to OUTPUT in a form for deployment, load it again, and compare the two before the file counts."""
+    check_reports()
     config = config_of(config_path)
     target = output or output_option
     if target is None or (output is not None and output_option is not None):
         raise ConfigError("give one OUTPUT")
     with shown_progress(quiet) as progress:
         exports = export_model(model, target, calib, config, holdout=holdout, progress=progress)
-    if json_path is not None:
-        write_text(json_path, exports_to_json(exports) + "\n")
-    if not quiet:
-        report.console_for().print(report.render_exports(exports, model.stat().st_size))
+    publish(report.of_exports(exports, model.name, model.stat().st_size), json_path, None, quiet=quiet)

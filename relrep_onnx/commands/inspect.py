@@ -28,9 +28,8 @@ def inspect(model: Path, gradients: bool, mobile: bool, **_: Any) -> None:
     config = config_of(None)
     inspection = inspect_model(model, Selection(config.min_size, config.nodes_to_exclude, config.op_types), config.input_shape)
     console = report.console_for()
-    console.print(report.render_inspection(inspection))
-    if gradients:
-        console.print(report.render_outlook(outlook(graphs.load(model).model, [facts.layer for facts in inspection.layers])))
+    reach = outlook(graphs.load(model).model, [facts.layer for facts in inspection.layers]) if gradients else None
+    console.print(report.render(report.of_inspection(inspection, reach)))
     if mobile:
         usable, lines = mobile_usability(model)
         console.print("\nONNX Runtime Mobile: NNAPI or CoreML " + ("may help" if usable else "will not help"), style="bold")

@@ -9,7 +9,7 @@ import click
 
 from relrep_onnx import report
 from relrep_onnx.allocate import ALLOCATORS, AUTO
-from relrep_onnx.commands.common import config_of, show, target_of, write_json, write_text
+from relrep_onnx.commands.common import check_reports, command_line, config_of, publish, say_written, target_of
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -22,6 +22,7 @@ from relrep_onnx.commands.options import (
     OUTPUT_OPTIONS,
     QUIET_OPTION,
     REFINE_OPTIONS,
+    REPORT_OPTION,
     SELECT_OPTIONS,
     NamedValue,
     OutputFile,
@@ -29,6 +30,7 @@ from relrep_onnx.commands.options import (
 )
 from relrep_onnx.config import EFFORTS
 from relrep_onnx.estimate import estimate
+from relrep_onnx.files import write_text
 from relrep_onnx.pipeline import optimize as run_optimize
 from relrep_onnx.progress import shown_progress
 from relrep_onnx.types import ConfigError
@@ -75,6 +77,7 @@ from relrep_onnx.types import ConfigError
 @FOR_OPTION
 @click.option("--dry-run", is_flag=True, help="Estimate time and memory, write nothing.")
 @JSON_OPTION
+@REPORT_OPTION
 @CONFIG_OPTION
 @click.option("--save-config", type=OutputFile(), help="Write the settings of this run as JSON.")
 @QUIET_OPTION
@@ -88,6 +91,7 @@ def optimize(
     cache_dir: Path | None,
     dry_run: bool,
     json_path: Path | None,
+    report_path: Path | None,
     config_path: Path | None,
     save_config: Path | None,
     resume: Path | None,
@@ -98,8 +102,10 @@ def optimize(
     """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT (a folder with several --to forms)."""
     config = config_of(config_path, EFFORTS[effort] if effort else {})
     target = target_of(model, output, output_option, in_place, dry_run)
-    if dry_run and json_path is not None:
-        raise ConfigError("--json cannot apply to --dry-run: there is no result to write")
+    check_reports()
+    for option, path in (("--json", json_path), ("--report", report_path)):
+        if dry_run and path is not None:
+            raise ConfigError(f"{option} cannot apply to --dry-run: there is no result to write")
     if save_config is not None:
         write_text(save_config, config.to_json() + "\n")
     if dry_run:
@@ -122,6 +128,6 @@ def optimize(
             resume=resume,
             progress=progress,
         )
-    write_json(result, json_path)
+    publish(report.of_result(result, command_line()), json_path, report_path, quiet=quiet)
     if not quiet:
-        show(report.render_result(result), ", ".join(e.output for e in result.exports) or str(target), result.seconds)
+        say_written(", ".join(e.output for e in result.exports) or str(target), result.seconds)

@@ -6,7 +6,7 @@ Most options are fields of `Config`; `setting` gives them the field's name and d
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -16,6 +16,7 @@ from relrep_onnx.config import Config
 from relrep_onnx.deployment import RUNTIMES
 from relrep_onnx.export import EXPORTERS
 from relrep_onnx.repair import REPAIRS
+from relrep_onnx.report import FACES
 
 if TYPE_CHECKING:
     Parameter = click.ParamType[Any]
@@ -74,14 +75,17 @@ class Forms(Parameter):
 
 
 class OutputFile(click.Path):
-    """A file to write, refused before the work begins where its folder is missing."""
+    """A file to write, refused before the work begins where its folder is missing, or where it has none of the `suffixes`."""
 
-    def __init__(self) -> None:
+    def __init__(self, suffixes: Collection[str] = ()) -> None:
         super().__init__(dir_okay=False, path_type=Path)
+        self.suffixes = suffixes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text to a path."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if self.suffixes and path.suffix.lower() not in self.suffixes:
+            self.fail(f"cannot write {str(path)!r}: its name must end in {', '.join(self.suffixes)}", param, ctx)
         if not path.parent.is_dir():
             self.fail(f"cannot write {str(path)!r}: its folder does not exist", param, ctx)
         return path
@@ -182,6 +186,12 @@ CALIBRATE_OPTIONS = _options(
     click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Keeps the dense model's statistics."),
 )
 JSON_OPTION = click.option("--json", "json_path", type=OutputFile(), help="Also write the result here.")
+REPORT_OPTION = click.option(
+    "--report",
+    "report_path",
+    type=OutputFile(FACES),
+    help=f"Also write a report: {', '.join(FACES)}.  The first is one page with charts that needs no network.",
+)
 QUIET_OPTION = click.option("--quiet", is_flag=True, help="No progress, no report.")
 CONFIG_OPTION = click.option(
     "--config",
@@ -209,6 +219,7 @@ REFINE_OPTIONS = _options(
         help="Keep each finished layer and epoch in this folder; the same command goes on from what is there.",
     ),
 )
+MAX_BYTES = setting("--max-bytes", type=Bytes(), help="Gate: largest size of a written file, its external data included.")
 GATE_OPTIONS = _options(
     setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output on held-out samples."),
     setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with the dense model."),
@@ -218,6 +229,7 @@ GATE_OPTIONS = _options(
         help="Your own metric, called with an onnxruntime.InferenceSession; larger is better.",
     ),
     setting("--min-metric", type=float, help="Gate: least value of --eval."),
+    MAX_BYTES,
 )
 OUTPUT_OPTIONS = _options(
     click.argument("output", type=click.Path(path_type=Path), required=False),
@@ -231,8 +243,9 @@ EXPORT_OPTIONS = _options(
         help=f"Forms to write: {', '.join(EXPORTERS)}, or combined as in int8+compact; several go into OUTPUT as a folder.  "
         "[default: onnx]",
     ),
-    setting("--values", type=click.Choice(["float32", "float16", "int8"]), help="How compact stores weights."),
+    setting("--values", type=click.Choice(["float32", "float16", "int8"]), help="How compact and sparse-ort store weights."),
     setting("--target", type=click.Choice(["amd64", "arm"]), help="Processor that int8 and ort are made for."),
+    setting("--tune", is_flag=True, help="Times the sparse layers of sparse-ort on this machine, instead of predicting them."),
 )
 FOR_OPTION = click.option(
     "--for",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import config_of, show, target_of, write_json
+from relrep_onnx.commands.common import check_reports, command_line, config_of, publish, say_written, target_of
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -17,6 +17,7 @@ from relrep_onnx.commands.options import (
     MODEL,
     QUIET_OPTION,
     REFINE_OPTIONS,
+    REPORT_OPTION,
     SELECT_OPTIONS,
 )
 from relrep_onnx.config import DEFAULT_EPOCHS
@@ -35,6 +36,7 @@ from relrep_onnx.progress import shown_progress
 @SELECT_OPTIONS
 @GATE_OPTIONS
 @JSON_OPTION
+@REPORT_OPTION
 @CONFIG_OPTION
 @QUIET_OPTION
 def refine(
@@ -46,6 +48,7 @@ def refine(
     holdout: str | None,
     resume: Path | None,
     json_path: Path | None,
+    report_path: Path | None,
     config_path: Path | None,
     quiet: bool,
     **_: Any,
@@ -55,6 +58,7 @@ def refine(
     Zeros stay zeros.  Held-out samples decide which state goes to OUTPUT; where none is better, that is SPARSE itself.
     """
     target = target_of(sparse, output, None, in_place, False)
+    check_reports()
     with shown_progress(quiet) as progress:
         result = run_refine(
             dense,
@@ -67,6 +71,6 @@ def refine(
             resume=resume,
             progress=progress,
         )
-    write_json(result, json_path)
+    publish(report.of_refined(result, command_line()), json_path, report_path, quiet=quiet)
     if not quiet:
-        show(report.render_refined(result), str(target), result.seconds)
+        say_written(str(target), result.seconds)

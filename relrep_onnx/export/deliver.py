@@ -12,10 +12,11 @@ from pathlib import Path
 
 from onnx import ModelProto
 
+from relrep_onnx import kernels
 from relrep_onnx.export.forms import Order, Product
 from relrep_onnx.export.table import make
 from relrep_onnx.graph import LoadedModel, Staged, staged
-from relrep_onnx.runtime import Session
+from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import CalibrationError, Feeds, ModelError, Progress, VerificationError
 from relrep_onnx.verify import Fidelity, compare_sessions, gzip_size
 
@@ -33,6 +34,10 @@ class Exported:
     companions: tuple[str, ...] = ()
 
 
+Judge = Callable[[Session, Fidelity, int], None]
+"""Raises `VerificationError` where an export must not be: told its session, how it compares with its source, its bytes."""
+
+
 def deliver(
     source: LoadedModel,
     places: Mapping[str, Path],
@@ -41,7 +46,7 @@ def deliver(
     batches: Callable[[], Iterable[Feeds]],
     *,
     limit: float | None = None,
-    judge: Callable[[Session], None] = lambda session: None,
+    judge: Judge = lambda session, fidelity, file_bytes: None,
     progress: Progress = lambda phase, done, total, note="": None,
 ) -> tuple[Exported, ...]:
     """Makes, checks and writes exports of a model.
@@ -53,7 +58,7 @@ def deliver(
         reference: a plain session of the source.
         batches: feeds to compare on.
         limit: the relative L2 that an export may be away from the source, instead of its form's own tolerance.
-        judge: may refuse an export for reasons of its own, by raising.
+        judge: may refuse an export for reasons of its own.
         progress: told of the exports done.
 
     Raises:
@@ -77,8 +82,7 @@ def deliver(
                 beside = stack.enter_context(staged(path))
                 beside.write_bytes(content)
                 stages.append(beside)
-            files = stage.files()
-            sizes = sum(f.stat().st_size for f in files), sum(gzip_size(f) for f in files)
+            sizes = stage.size(), sum(gzip_size(f) for f in stage.files())
             done.append(Exported(form, str(target), *sizes, fidelity, notes, tuple(map(str, companions))))
             progress("export", len(done), len(places))
         for stage in stages:
@@ -118,24 +122,36 @@ def _check(
     reference: Session,
     batches: Callable[[], Iterable[Feeds]],
     limit: float | None,
-    judge: Callable[[Session], None],
+    judge: Judge,
 ) -> tuple[Fidelity, tuple[str, ...]]:
     """Loads what was written and compares it; an .ort file goes in as bytes, for its temporary name does not tell."""
     written = stage.path if isinstance(product.content, ModelProto) else stage.path.read_bytes()
-    try:
-        session = Session(written, order.runtime, what=f"the export {form!r}")
-    except ModelError as error:
-        raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
-    try:
-        fidelity = compare_sessions(reference, session, batches())
-    except CalibrationError as error:
-        raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
     allowed = product.tolerance if limit is None else limit
-    if not fidelity.relative_l2 <= allowed:  # NaN too
-        raise VerificationError(
-            f"the export {form!r} moves the outputs by {fidelity.relative_l2:.4g} (relative L2, {fidelity.samples} samples), "
-            f"more than {allowed:g}; nothing was written. Use another --to form, or allow more with --max-error"
-        )
-    judge(session)
-    blind = () if fidelity.outputs else ("no output is floating-point: the file was loaded and run, not compared",)
-    return fidelity, (*product.notes, *blind)
+    found = []
+    for what, runtime in _runtimes(form, product, order.runtime):
+        try:
+            session = Session(written, runtime, what=f"the export {what}")
+            fidelity = compare_sessions(reference, session, batches())
+        except (ModelError, CalibrationError) as error:
+            raise VerificationError(f"{error}; nothing was written. Use another --to form") from error
+        if not fidelity.relative_l2 <= allowed:  # NaN too
+            raise VerificationError(
+                f"the export {what} moves the outputs by {fidelity.relative_l2:.4g} (relative L2, {fidelity.samples} samples), "
+                f"more than {allowed:g}; nothing was written. Use another --to form, or allow more with --max-error"
+            )
+        try:
+            judge(session, fidelity, stage.size())
+        except VerificationError as error:
+            raise VerificationError(f"the export {what}: {error}") from error
+        found.append(fidelity)
+    worst = max(found, key=lambda fidelity: fidelity.relative_l2)
+    blind = () if worst.outputs else ("no output is floating-point: the file was loaded and run, not compared",)
+    return worst, (*product.notes, *blind)
+
+
+def _runtimes(form: str, product: Product, runtime: RuntimeOptions) -> list[tuple[str, RuntimeOptions]]:
+    """The sessions that a file must stand in, with their names for messages."""
+    plain = (repr(form), runtime)
+    if not product.kernels or not kernels.available():
+        return [plain]
+    return [plain, (f"{form!r}, with the sparse kernels,", runtime.with_library(kernels.library_path()))]

@@ -19,14 +19,18 @@ Target = Literal["amd64", "arm"]
 class Order:
     """What is asked for besides the form.
 
-    `values` is how `compact` stores the numbers, `target` the processor that `ort` and `int8` are made for; `calibration` gives
-    the feeds that `int8` measures ranges with, in the same order each time, or is None where there are no samples.
+    `values` is how `compact` stores the numbers and `sparse-ort` computes them, `target` the processor that `ort` and `int8` are
+    made for; `calibration` gives the feeds that `int8` measures ranges with, in the same order each time, or is None where there
+    are no samples.  `tune` lets `sparse-ort` time its candidates on this machine, on inputs of `shapes` where the model leaves
+    them open.
     """
 
     values: Values = "float32"
     target: Target = "amd64"
     calibration: Callable[[], Iterable[Feeds]] | None = None
     runtime: RuntimeOptions = field(default_factory=RuntimeOptions)
+    tune: bool = False
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +38,15 @@ class Product:
     """What an export made: a model, or the bytes of one in another format.
 
     `companions` are further files by suffix, `notes` what the user should know, and `tolerance` the relative L2 that its outputs
-    may be away from its source's before the export counts as broken.
+    may be away from its source's before the export counts as broken.  What has `kernels` is for sessions with the sparse kernels
+    and for sessions without, and is compared in both.
     """
 
     content: ModelProto | bytes
     tolerance: float
     notes: tuple[str, ...] = ()
     companions: Mapping[str, bytes] = field(default_factory=dict)
+    kernels: bool = False
 
 
 Exporter = Callable[[ModelProto, Order], Product]

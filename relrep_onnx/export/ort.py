@@ -34,12 +34,11 @@ def ort(model: ModelProto, order: Order) -> Product:
     with tempfile.TemporaryDirectory(prefix="relrep-") as folder, quiet_tools():
         source = Path(folder) / "model.onnx"
         onnx.save_model(model, source)
-        library = order.runtime.custom_op_library
         try:
             convert_onnx_models_to_ort(
                 source,
                 optimization_styles=[OptimizationStyle.Fixed],
-                custom_op_library_path=Path(library) if library else None,
+                custom_op_library_path=next(map(Path, order.runtime.custom_op_libraries), None),
                 target_platform=order.target,
                 enable_type_reduction=True,
             )

@@ -1,28 +1,28 @@
-"""The form `sparse-ort`: layers of a pruned model as operators of the sparse kernels, in a file that runs without them as well.
+"""Layers of a pruned model as operators of the sparse kernels, in a file that runs without them as well.
 
-    Conv [-> BatchNormalization] [-> Add] [-> Relu | Clip]        becomes one SparseConv[Add][Relu|Clip]
-    Gemm | MatMul [-> Add bias] [-> Add] [-> Relu | Clip]         becomes one SparseGemm[Add][Relu|Clip]
-
-Each operator is a model-local function whose body is the dense computation (`kernels.functions`).  Which layers are rewritten is
-decided on the whole network: predicted times of layers (`kernels.costs`) plus what it costs to change the layout of every tensor
-that goes from a dense convolution, which ONNX Runtime keeps in blocks of channels, to a sparse one or back.
+Layers of a quantized model become int8 operators, those of any other float32 ones.  Each operator is a model-local function
+whose body is the dense computation (`kernels.functions`).  Which layers are rewritten is decided on the whole network: predicted
+times of layers (`kernels.costs`) plus what it costs to change the layout of every tensor that goes from a dense convolution, for
+which ONNX Runtime has a layout of its own, to a sparse one or back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, helper, numpy_helper
 
+from relrep_onnx.export.sparse_int8 import int8_layers
+from relrep_onnx.export.sparse_layers import Candidate, float_layers
 from relrep_onnx.graph import Graph, activation_shapes
 from relrep_onnx.graph.batchnorm import fold_batchnorm
-from relrep_onnx.graph.index import attribute, display_name, ints, is_standard, number, reads
+from relrep_onnx.graph.index import reads
 from relrep_onnx.kernels import functions
-from relrep_onnx.kernels.costs import COSTS, REFERENCE, Costs, Kind, Work
-from relrep_onnx.types import Array, ConfigError, ModelError
+from relrep_onnx.kernels.costs import COSTS, INT8_COSTS, REFERENCE, Costs
+from relrep_onnx.types import ConfigError, ModelError
 
 OLDEST_OPSET: Final = 12
 IR_VERSION: Final = 8
@@ -31,29 +31,6 @@ DENSEST: Final = 0.35
 """A layer of unknown shape is rewritten up to this density."""
 GAIN: Final = 0.97
 """A plan must be predicted to take at most this share of the dense time."""
-QUAD_FILL: Final = 1.33
-"""As in the kernels: up to how many weights per nonzero four output channels are computed together."""
-LARGEST: Final = float(np.finfo(np.float32).max)
-
-
-@dataclass(eq=False)
-class Candidate:
-    """A layer that could be sparse: its nodes (the product first), and what the operator would be."""
-
-    name: str
-    weight: Array
-    bias: Array
-    nodes: list[NodeProto]
-    attributes: dict[str, Any]
-    residual: str = ""
-    activation: functions.Activation = ""
-    work: Work | None = None
-    neighbours: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def density(self) -> float:
-        """Share of nonzeros."""
-        return float(np.count_nonzero(self.weight)) / self.weight.size
 
 
 @dataclass(frozen=True)
@@ -117,7 +94,7 @@ def _prepared(
     input_shapes: Mapping[str, tuple[int, ...]],
     layers: Collection[str] | None,
     caution: float = 1.0,
-) -> tuple[ModelProto, list[Candidate], tuple[Choice, ...]]:
+) -> tuple[ModelProto, Sequence[Candidate], tuple[Choice, ...]]:
     if instruction_set not in COSTS:
         raise ConfigError(f"no costs for the instruction set {instruction_set!r}; known: {', '.join(COSTS)}")
     copy = ModelProto()
@@ -128,15 +105,18 @@ def _prepared(
             "onnx.version_converter.convert_version, or export it anew"
         )
     fold_batchnorm(copy)
-    candidates = _candidates(copy, activation_shapes(copy, input_shapes, lambda _: None))
+    shapes = activation_shapes(copy, input_shapes, lambda _: None)
+    quantized = int8_layers(copy, shapes)
+    candidates = quantized or float_layers(copy, shapes)
+    costs = (INT8_COSTS if quantized else COSTS)[instruction_set]
     names = {candidate.name for candidate in candidates}
     if layers is None:
-        chosen = _choose(candidates, COSTS[instruction_set], caution)
+        chosen = _choose(candidates, costs, caution)
     elif set(layers) <= names:
         chosen = set(layers)
     else:
         raise ConfigError(f"layers {sorted(set(layers) - names)} cannot be sparse; those that can: {sorted(names)}")
-    return copy, candidates, tuple(_choice(c, COSTS[instruction_set], c.name in chosen) for c in candidates)
+    return copy, candidates, tuple(_choice(c, costs, c.name in chosen) for c in candidates)
 
 
 def _choice(candidate: Candidate, costs: Costs, sparse: bool) -> Choice:
@@ -170,176 +150,26 @@ def _choose(candidates: Sequence[Candidate], costs: Costs, caution: float) -> se
     return best | {c.name for c in candidates if c.work is None and c.density <= DENSEST}
 
 
-# ------------------------------------------------------------------------------------------------------------ finding layers
-
-
-def _candidates(model: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> list[Candidate]:
-    graph = Graph(model)
-    found: list[Candidate] = []
-    taken: set[str] = set()  # outputs of nodes that a candidate holds
-    for node in model.graph.node:
-        if not is_standard(node) or (set(node.output) & taken):
-            continue
-        candidate = _convolution(graph, node) if node.op_type == "Conv" else _product(graph, node)
-        if candidate is None:
-            continue
-        _take_followers(graph, candidate, shapes, taken)
-        candidate.work = _work(candidate, shapes)
-        taken.update(name for member in candidate.nodes for name in member.output)
-        found.append(candidate)
-    _find_neighbours(graph, found, shapes)
-    return found
-
-
-def _constant(graph: Graph, node: NodeProto, slot: int) -> Array | None:
-    """A float32 constant input."""
-    value = graph.value(node.input[slot]) if slot < len(node.input) and node.input[slot] else None
-    return value if value is not None and value.dtype == np.float32 and np.isfinite(value).all() else None
-
-
-def _convolution(graph: Graph, node: NodeProto) -> Candidate | None:
-    weight, bias = _constant(graph, node, 1), _constant(graph, node, 2)
-    if weight is None or weight.ndim != 4 or (bias is None and len(node.input) > 2 and node.input[2]):
-        return None
-    if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", b"VALID"):
-        return None
-    window = {
-        "strides": ints(node, "strides", (1, 1)),
-        "pads": ints(node, "pads", (0, 0, 0, 0)),
-        "dilations": ints(node, "dilations", (1, 1)),
-        "group": int(number(node, "group", 1)),
-    }
-    return Candidate(display_name(node), weight, np.zeros(weight.shape[0], np.float32) if bias is None else bias, [node], window)
-
-
-def _product(graph: Graph, node: NodeProto) -> Candidate | None:
-    if node.op_type not in ("Gemm", "MatMul"):
-        return None
-    weight = _constant(graph, node, 1)
-    if weight is None or weight.ndim != 2 or graph.value(node.input[0]) is not None:
-        return None
-    if node.op_type == "MatMul":
-        return Candidate(display_name(node), weight.T, np.zeros(weight.shape[1], np.float32), [node], {})
-    if attribute(node, "transA", 0):
-        return None
-    weight = (weight if attribute(node, "transB", 0) else weight.T) * np.float32(number(node, "alpha", 1.0))
-    bias: Array = np.zeros(weight.shape[0], np.float32)
-    if len(node.input) > 2 and node.input[2]:
-        given = _constant(graph, node, 2)
-        if given is None or given.size not in (1, bias.size) or given.shape[-1:] not in ((), (1,), bias.shape):
-            return None
-        bias = bias + given.reshape(-1) * np.float32(number(node, "beta", 1.0))
-    return Candidate(display_name(node), weight, bias, [node], {})
-
-
-def _only_reader(graph: Graph, name: str) -> NodeProto | None:
-    readers = graph.consumers.get(name, [])
-    if name in graph.outputs or len(readers) != 1 or readers[0][1] < 0 or not is_standard(readers[0][0]):
-        return None
-    return readers[0][0]
-
-
-def _take_followers(graph: Graph, candidate: Candidate, shapes: Mapping[str, tuple[int, ...]], taken: set[str]) -> None:
-    """Extends a candidate by a constant Add (products), a residual Add, and an activation."""
-
-    def following() -> NodeProto | None:
-        node = _only_reader(graph, candidate.nodes[-1].output[0])
-        return None if node is None or node.output[0] in taken else node
-
-    node = following()
-    if node is not None and node.op_type == "Add" and candidate.nodes[0].op_type != "Conv":
-        slot = 1 - list(node.input).index(candidate.nodes[-1].output[0])
-        shift = _constant(graph, node, slot)
-        if shift is not None and shift.size == candidate.bias.size and shift.shape[-1:] == candidate.bias.shape:
-            candidate.bias = candidate.bias + shift.reshape(-1)
-            candidate.nodes.append(node)
-            node = following()
-    if node is not None and node.op_type == "Add" and len(set(node.input)) == 2:
-        other = node.input[1 - list(node.input).index(candidate.nodes[-1].output[0])]
-        same = shapes.get(other) is not None and shapes.get(other) == shapes.get(node.output[0])
-        if same and other not in graph.constant_names:
-            candidate.residual = other
-            candidate.nodes.append(node)
-            node = following()
-    if node is not None and node.op_type == "Relu":
-        candidate.activation = "Relu"
-        candidate.nodes.append(node)
-    elif node is not None and node.op_type == "Clip":
-        bounds = [graph.value(name) if name else None for name in list(node.input)[1:3]]
-        if all(b is not None or not name for b, name in zip(bounds, list(node.input)[1:3], strict=True)):
-            low, high = (float(b.reshape(())) if b is not None else None for b in [*bounds, None, None][:2])
-            candidate.activation = "Clip"
-            candidate.attributes |= {"min": -LARGEST if low is None else low, "max": LARGEST if high is None else high}
-            candidate.nodes.append(node)
-
-
-def _work(candidate: Candidate, shapes: Mapping[str, tuple[int, ...]]) -> Work | None:
-    node, weight = candidate.nodes[0], candidate.weight
-    into, out = shapes.get(node.input[0]), shapes.get(node.output[0])
-    if into is None or out is None:
-        return None
-    kind: Kind = "product"
-    if node.op_type == "Conv":
-        kind = "depthwise" if weight.shape[1] == 1 else "pointwise" if weight.shape[2:] == (1, 1) else "conv"
-    outputs = float(np.prod(out))
-    matrix = weight.reshape(weight.shape[0], -1)
-    quads = False
-    if matrix.shape[0] % 4 == 0 and kind != "depthwise":
-        shared = np.count_nonzero((matrix != 0).reshape(-1, 4, matrix.shape[1]).any(axis=1))
-        quads = bool(4 * shared <= QUAD_FILL * np.count_nonzero(matrix))
-    return Work(kind, outputs * matrix.shape[1], outputs, float(np.prod(into)), candidate.density, quads)
-
-
-def _find_neighbours(graph: Graph, candidates: Sequence[Candidate], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """For every convolution the convolutions whose results reach it without another in between, and the elements that travel."""
-    owner = {name: c for c in candidates for member in c.nodes for name in member.output}
-
-    def sources(name: str, seen: set[str]) -> set[str]:
-        if name in owner:
-            return {owner[name].name}
-        node = graph.producers.get(name)
-        if name in seen or node is None:
-            return set()
-        seen.add(name)
-        return {source for other in reads(node) for source in sources(other, seen)}
-
-    convolutions = {c.name for c in candidates if c.nodes[0].op_type == "Conv"}
-    for candidate in candidates:
-        if candidate.name not in convolutions:
-            continue
-        for name in filter(None, (candidate.nodes[0].input[0], candidate.residual)):
-            for source in (sources(name, set()) & convolutions) - {candidate.name}:
-                candidate.neighbours[source] = float(np.prod(shapes.get(name, (0,))))
-
-
-# ------------------------------------------------------------------------------------------------------------------- writing
-
-
 def _rewrite(model: ModelProto, candidate: Candidate) -> None:
     graph = Graph(model)
-    convolution = candidate.nodes[0].op_type == "Conv"
-    family: functions.Family = "SparseConv" if convolution else "SparseGemm"
-    body = functions.function(family, graph.opset, adds=bool(candidate.residual), activation=candidate.activation)
-    if body.name not in {f.name for f in model.functions if f.domain == functions.DOMAIN}:
-        model.functions.append(body)
+    operator = candidate.operator(graph.opset)
+    if operator.body.name not in {f.name for f in model.functions if f.domain == functions.DOMAIN}:
+        model.functions.append(operator.body)
     if functions.DOMAIN not in {o.domain for o in model.opset_import}:
         model.opset_import.append(helper.make_opsetid(functions.DOMAIN, 1))
-    values, gaps = functions.encode(candidate.weight)
     names = []
-    for what, array in (("values", values), ("gaps", gaps), ("bias", candidate.bias)):
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), graph.fresh(f"{candidate.name}.{what}"))
-        model.graph.initializer.append(tensor)
-        names.append(tensor.name)
+    for source in operator.inputs:
+        if isinstance(source, tuple):
+            what, array = source
+            tensor = numpy_helper.from_array(np.ascontiguousarray(array), graph.fresh(f"{candidate.name}.{what}"))
+            model.graph.initializer.append(tensor)
+            source = tensor.name
+        names.append(source)
+    output = candidate.nodes[-1].output[0]
     node = helper.make_node(
-        body.name,
-        [candidate.nodes[0].input[0], *names, *filter(None, [candidate.residual])],
-        [candidate.nodes[-1].output[0]],
-        name=candidate.name,
-        domain=functions.DOMAIN,
-        weight_shape=candidate.weight.shape,
-        **candidate.attributes,
+        operator.body.name, names, [output], name=candidate.name, domain=functions.DOMAIN, **operator.attributes
     )
-    place = next(i for i, n in enumerate(model.graph.node) if n.output[:1] == candidate.nodes[-1].output[:1])
+    place = next(i for i, n in enumerate(model.graph.node) if n.output[:1] == [output])
     model.graph.node.insert(place, node)
     for member in candidate.nodes:
         model.graph.node.remove(member)

@@ -13,6 +13,7 @@ from relrep_onnx.export.dense import dense
 from relrep_onnx.export.forms import Exporter, Order, Product
 from relrep_onnx.export.int8 import int8
 from relrep_onnx.export.ort import ort
+from relrep_onnx.export.sparse_form import sparse_ort
 from relrep_onnx.export.sparse_initializer import sparse_initializer
 from relrep_onnx.types import ConfigError
 
@@ -22,11 +23,14 @@ EXPORTERS: Final[Mapping[str, Exporter]] = {
     "int8": int8,
     "ort": ort,
     "sparse-initializer": sparse_initializer,
+    "sparse-ort": sparse_ort,
 }
-VALUES_APPLY: Final = frozenset({"compact"})
+VALUES_APPLY: Final = frozenset({"compact", "sparse-ort"})
 """Forms that `Order.values` means something to."""
 TARGET_APPLIES: Final = frozenset({"int8", "ort"})
 """Forms that `Order.target` means something to."""
+TUNE_APPLIES: Final = frozenset({"sparse-ort"})
+"""Forms that `Order.tune` means something to."""
 LAST: Final = "ort"
 """What it writes is no ONNX model any more."""
 
@@ -48,12 +52,17 @@ def check_forms(forms: Sequence[str], order: Order) -> None:
             raise ConfigError(f"--to {form}: each part once, and {LAST} last, for it is no ONNX model any more")
         if "sparse-initializer" in form.split("+")[:-1]:
             raise ConfigError(f"--to {form}: sparse-initializer comes last, for other tools break on it")
-    for flag, value, plain, takers in (
-        ("--values", order.values, Order().values, VALUES_APPLY),
-        ("--target", order.target, Order().target, TARGET_APPLIES),
+        if "sparse-ort" in form.split("+") and form != "sparse-ort":
+            raise ConfigError(f"--to {form}: sparse-ort stands alone, its weights are packed already; for int8 add --values int8")
+    for flag, given, takers in (
+        (f"--values {order.values}", order.values != Order().values, VALUES_APPLY),
+        (f"--target {order.target}", order.target != Order().target, TARGET_APPLIES),
+        ("--tune", order.tune, TUNE_APPLIES),
     ):
-        if value != plain and not parts & takers:
-            raise ConfigError(f"{flag} {value} cannot apply to --to {','.join(forms)}; it is for {', '.join(sorted(takers))}")
+        if given and not parts & takers:
+            raise ConfigError(f"{flag} cannot apply to --to {','.join(forms)}; it is for {', '.join(sorted(takers))}")
+    if "sparse-ort" in parts and order.values == "float16":
+        raise ConfigError("--values float16: the sparse kernels of --to sparse-ort compute float32 or int8; choose one of these")
 
 
 def places_for(forms: Sequence[str], output: Path, stem: str) -> dict[str, Path]:
@@ -90,5 +99,6 @@ def make(form: str, model: ModelProto, order: Order) -> Product:
             product.tolerance + step.tolerance,
             (*product.notes, *step.notes),
             {**product.companions, **step.companions},
+            step.kernels,
         )
     return product

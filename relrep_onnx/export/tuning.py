@@ -1,7 +1,8 @@
 """Choosing the sparse layers by the clock: whole files are timed side by side on this machine, and the fastest one wins.
 
 The costs' predictions of the sparse kernels are scaled by a few factors; each gives a set of layers, from bold to careful.  Only
-whole networks are timed, since a layer alone hides what its neighbours pay for another layout.
+whole networks are timed, since a layer alone hides what its neighbours pay for another layout.  The winner of several is partly
+the luckiest: it has to win once more against the dense model alone.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Race = Callable[[list[ModelProto]], Array]
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """The winner, its sparse layers, and how many times as fast as the dense model it was in the median round."""
+    """The winner, its sparse layers, and how many times as fast as the dense model it was in the last race's median round."""
 
     model: ModelProto
     layers: tuple[str, ...]
@@ -54,4 +55,8 @@ def tune(
     best = int(np.argmax(ratios))
     if best == 0 or ratios[best] * GAIN < 1:
         return Tuned(model, (), 1.0)
-    return Tuned(files[best - 1], proposals[best - 1], float(ratios[best]))
+    again = race([model, files[best - 1]])
+    confirmed = float(np.median(again[0] / again[1]))
+    if confirmed * GAIN < 1:
+        return Tuned(model, (), 1.0)
+    return Tuned(files[best - 1], proposals[best - 1], confirmed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,10 @@ from relrep_onnx.types import EXTREME, ConfigError, FloatArray, Layer, Selection
 
 # Older ONNX, such as 1.17, reads bfloat16 as numpy's float32, which would be written back as another type.
 _BFLOAT16 = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)).itemsize == 2
+INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
+BROADCASTING_ADD = 7
+"""The operator set since which Add broadcasts without being told how."""
+QUANTIZED = "prune the float model and export it as int8 instead"
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, *([TensorProto.BFLOAT16] if _BFLOAT16 else []))
 
 
@@ -132,6 +136,8 @@ def _weight_of(graph: Graph, node: NodeProto) -> _Found | None:
     slot, constant = next(((s, c) for s, c in constants if c is not None), (0, None))
     if constant is None:
         raise NotPrunable(_why_computed(graph, [node.input[s] for s, _ in constants]))
+    if operator.bias_slot is None and graph.opset < BROADCASTING_ADD:
+        raise NotPrunable(f"operator set {graph.opset} has no Add that its bias could go into; convert the model to 7 or newer")
     operands = [s for s in operator.weight_slots if s != slot] or [0]
     if any(node.input[s] in graph.constant_names for s in operands if s < len(node.input)):
         raise NotPrunable("a constant expression: it has no activation")
@@ -160,7 +166,9 @@ def _why_computed(graph: Graph, names: Sequence[str]) -> str:
         while node is not None and node.op_type in PASS_THROUGH and node.input:
             node = graph.producers.get(node.input[0])
         if node is not None and node.op_type == "DequantizeLinear" and node.input[0] in graph.constant_names:
-            return "quantized weight (behind DequantizeLinear)"
+            return f"quantized weight (behind DequantizeLinear); {QUANTIZED}"
+    if any(name in graph.constant_names for name in names):
+        return "its weight is computed from constants; fold them first, for example with onnxsim"
     return "no constant operand: the weight is computed at run time"
 
 
@@ -214,13 +222,20 @@ def _unreachable(graph: Graph, min_size: int) -> Iterator[Skipped]:
     """Weights outside the table's reach: other operators, control-flow bodies, model-local functions."""
     for node in graph.model.graph.node:
         if node.op_type not in OPERATORS or not is_standard(node):
-            large = [name for name in node.input if _float_size(graph, name) >= min_size]
-            if large and not (is_standard(node) and node.op_type in ("Identity", "Cast", "Transpose", "Reshape")):
+            large = [name for name in node.input if _stored_size(graph, name, FLOATS) >= min_size]
+            if large and not (is_standard(node) and node.op_type in PASS_THROUGH):
                 yield Skipped(display_name(node), node.op_type, f"operator not supported; its constant {large[0]!r} stays")
+            elif "Integer" in node.op_type or "QLinear" in node.op_type:
+                whole = [name for name in node.input if _stored_size(graph, name, INTEGERS) >= min_size]
+                yield from (
+                    Skipped(display_name(node), node.op_type, f"quantized weight {name!r}; {QUANTIZED}") for name in whole
+                )
         for inner in subgraphs(node):
-            yield from _inside(inner.node, f"inside the body of {display_name(node)!r} ({node.op_type})")
+            where = f"inside the body of {display_name(node)!r} ({node.op_type})"
+            yield from _inside(inner.node, f"{where}, where calibration sees no activations; export the model without it")
     for function in graph.model.functions:
-        yield from _inside(function.node, f"inside the model-local function {function.name!r}")
+        where = f"inside the model-local function {function.name!r}"
+        yield from _inside(function.node, f"{where}; inline the functions first, with onnx.inliner.inline_local_functions")
 
 
 def _inside(nodes: Sequence[NodeProto], where: str) -> Iterator[Skipped]:
@@ -231,9 +246,9 @@ def _inside(nodes: Sequence[NodeProto], where: str) -> Iterator[Skipped]:
             yield from _inside(inner.node, where)
 
 
-def _float_size(graph: Graph, name: str) -> int:
+def _stored_size(graph: Graph, name: str, kinds: Collection[int]) -> int:
     constant = graph.constant(name)
-    if constant is None or graph.tensors[constant.root].data_type not in FLOATS:
+    if constant is None or graph.tensors[constant.root].data_type not in kinds:
         return 0
     return int(np.prod(graph.tensors[constant.root].dims, dtype=np.int64))
 

@@ -148,6 +148,10 @@ class Staged:
         """The written model and its data files."""
         return [self.path, *sorted(self._own_data_files(self.path))]
 
+    def size(self) -> int:
+        """Bytes of all of them."""
+        return sum(file.stat().st_size for file in self.files())
+
     def commit(self) -> None:
         """Moves the model into place, then removes data files that only the replaced model used.
 

@@ -84,3 +84,20 @@ COSTS: Final[Mapping[str, Costs]] = {
         reorder=423.5,
     ),
 }
+INT8_COSTS: Final[Mapping[str, Costs]] = {
+    "avx2": Costs(
+        dense={
+            "conv": Line(5.0, 20.0, 100.0, 0.0),
+            "pointwise": Line(5.0, 20.0, 100.0, 20.0),
+            "product": Line(5.0, 20.0, 0.0, 0.0),
+        },
+        single={
+            "conv": Line(5.0, 15.0, 100.0, 100.0),
+            "pointwise": Line(5.0, 15.0, 100.0, 100.0),
+            "product": Line(5.0, 40.0, 0.0, 0.0),
+        },
+        quad={},
+        reorder=100.0,
+    ),
+}
+"""The same for QLinearConv and the int8 operators, which keep depthwise layers dense and know no quads."""

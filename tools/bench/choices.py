@@ -150,7 +150,7 @@ def without_matching() -> AbstractContextManager[object]:
 def damped(damping: float) -> Iterator[None]:
     """Another damping wherever it is read."""
     with contextlib.ExitStack() as stack:
-        for module in ("moments", "reconstruct", "repair"):
+        for module in ("moments", "repair"):
             stack.enter_context(mock.patch(f"relrep_onnx.{module}.DAMPING", damping))
         yield
 

@@ -87,7 +87,7 @@ class Row:
 
 def options(threads: int) -> RuntimeOptions:
     """Sessions that know the kernels."""
-    return RuntimeOptions(threads=threads, custom_op_library=str(kernels.library_path()))
+    return RuntimeOptions(threads=threads).with_library(kernels.library_path())
 
 
 def compare(name: str, dense: ModelProto, x: Array, threads: int, rounds: int, sparsities: Sequence[float]) -> Iterator[Row]:

@@ -74,7 +74,6 @@ struct GemmPlan {
 };
 
 struct Core {
-  const char* name;
   int lanes;
   int most_single, most_quad;  // vectors of places held at a time
   bool (*supported)();
@@ -92,7 +91,7 @@ constexpr std::int64_t kMostLanes = 16;
 constexpr std::int64_t kMostVectors = 16;
 constexpr std::int64_t kSlack = kMostLanes * (kMostVectors + 1);  // floats behind a packed block that vectors may read
 
-// Floats of scratch that one task needs.
+// Words of scratch that one task needs.
 inline std::int64_t conv_scratch(const ConvPlan& plan, std::int64_t lanes) {
   const Tiling& t = plan.tiling;
   const std::int64_t packed = t.direct ? 0 : t.block * t.phases * t.plane_h * t.plane_w + kSlack;

@@ -1,6 +1,7 @@
 // The inner loops, compiled once per instruction set by the core_*.cpp that include this file; vectors are those of the compiler.
 // Nothing here may come from the standard library: the linker would share such code with processors that lack the instructions.
 #include "core.h"
+#include "tiles.inl"
 
 namespace relrep {
 namespace {
@@ -15,8 +16,6 @@ typedef float Four __attribute__((vector_size(16)));
 inline Vec load(const void* p) { return *static_cast<const LooseVec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<LooseVec*>(p) = v; }
 inline Vec spread(float v) { return v - Vec{}; }
-inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
-inline std::int64_t most(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
 inline float clamp(float v, const Epilogue& e) { return v < e.low ? e.low : v > e.high ? e.high : v; }
 
@@ -117,11 +116,6 @@ struct Kind<Quad> {
 };
 
 // ------------------------------------------------------------------------------------------------------------- convolution
-
-// Outputs that lie together both in the registers' places and in Y.
-struct Run {
-  std::int64_t place, y, count;
-};
 
 // One pass of a tile: `NT` vectors of places, every unit of the task, one block of channels.
 struct Pass {
@@ -227,8 +221,7 @@ struct ConvPasses<Item, 1> {
 
 // One row of a plane: `count` inputs from column x0 on, `stride` apart, zeros where the image ends.
 inline void pack_row(float* to, const float* row, std::int64_t x0, std::int64_t stride, std::int64_t count, std::int64_t width) {
-  const std::int64_t begin = least(x0 >= 0 ? 0 : (stride - 1 - x0) / stride, count);
-  const std::int64_t end = x0 >= width ? begin : most(begin, least(count, (width - 1 - x0) / stride + 1));
+  const auto [begin, end] = find_inside(x0, stride, count, width);
   zero(to, begin);
   if (stride == 1) {
     copy(to + begin, row + x0 + begin, end - begin);
@@ -257,25 +250,6 @@ void pack_block(const ConvPlan& plan, const float* x, std::int64_t channels, std
     }
 }
 
-// The runs of the places [place, place + count) of a tile that is rows x cols outputs large.
-std::int64_t find_runs(const ConvPlan& plan, std::int64_t oy, std::int64_t ox, std::int64_t rows, std::int64_t cols,
-                       std::int64_t place, std::int64_t count, Run* runs) {
-  const std::int64_t width = plan.tiling.plane_w, out_width = plan.shape.out_width;
-  const std::int64_t end = least(place + count, (rows - 1) * width + cols);
-  std::int64_t found = 0;
-  for (std::int64_t at = place; at < end;) {
-    const std::int64_t row = at / width, col = at % width;
-    if (col < cols) {
-      const std::int64_t stop = width == out_width ? end : least(end, row * width + cols);
-      runs[found++] = {at - place, (oy + row) * out_width + ox + col, stop - at};
-      at = stop;
-    } else {
-      at = (row + 1) * width;
-    }
-  }
-  return found;
-}
-
 void conv(const ConvPlan& plan, const float* x, const float* residual, float* y, std::int64_t first, std::int64_t last,
           float* scratch) {
   const ConvShape& s = plan.shape;
@@ -290,11 +264,7 @@ void conv(const ConvPlan& plan, const float* x, const float* residual, float* y,
   Run runs[kMostLanes * kMostVectors];
   if (!t.direct) zero(sums - kSlack, kSlack);
   for (std::int64_t task = first; task < last; ++task) {
-    const std::int64_t part = task % t.parts, column = task / t.parts % t.tiles_x, row = task / t.parts / t.tiles_x % t.tiles_y;
-    const std::int64_t image = task / t.parts / t.tiles_x / t.tiles_y, group = image % s.groups;
-    const std::int64_t oy = row * t.tile_h, ox = column * t.tile_w;
-    const std::int64_t rows = least(t.tile_h, s.out_height - oy), cols = least(t.tile_w, s.out_width - ox);
-    const std::int64_t span = (rows - 1) * t.plane_w + cols;
+    const auto [part, image, group, oy, ox, rows, cols, span] = find_spot(s, t, task);
     Pass p;
     p.first = plan.units * part / t.parts;
     p.last = plan.units * (part + 1) / t.parts;
@@ -315,7 +285,7 @@ void conv(const ConvPlan& plan, const float* x, const float* residual, float* y,
         const std::int64_t place = t.direct ? least(i * places, span - places) : i * places;
         p.base = reinterpret_cast<const char*>((t.direct ? from + ox : packed) + place);
         p.sums = sums + i * sum_rows * places;
-        p.run_count = find_runs(plan, oy, ox, rows, cols, place, places, runs);
+        p.run_count = find_runs(s, t, oy, ox, rows, cols, place, places, runs);
         pass(plan, p);
       }
     }
@@ -447,6 +417,6 @@ bool supported() { return RELREP_SUPPORTED; }
 }  // namespace
 
 extern const Core RELREP_CORE;
-const Core RELREP_CORE = {RELREP_NAME, RELREP_LANES, RELREP_MOST_SINGLE, RELREP_MOST_QUAD, supported, conv, gemm_pack, gemm, gemv};
+const Core RELREP_CORE = {RELREP_LANES, RELREP_MOST_SINGLE, RELREP_MOST_QUAD, supported, conv, gemm_pack, gemm, gemv};
 
 }  // namespace relrep

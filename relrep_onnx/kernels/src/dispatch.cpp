@@ -10,26 +10,33 @@ namespace {
 
 constexpr const char* kVariable = "RELREP_KERNELS_ISA";
 
-const Core* const kCores[] = {
+constexpr InstructionSet kSets[] = {
 #if defined(__x86_64__)
-    &kAvx512, &kAvx2,
+    {"avx512vnni", &kAvx512, &kInt8Avx512Vnni}, {"avx512", &kAvx512, &kInt8Avx2}, {"avxvnni", &kAvx2, &kInt8AvxVnni},
+    {"avx2", &kAvx2, &kInt8Avx2},               {"portable", &kPortable, &kInt8Portable},
+#elif defined(__aarch64__)
+    {"dotprod", &kPortable, &kInt8Dotprod},     {"neon", &kPortable, &kInt8Portable},
+#else
+    {"portable", &kPortable, &kInt8Portable},
 #endif
-    &kPortable};
+};
+
+bool supported(const InstructionSet& set) { return set.floats->supported() && set.bytes->supported(); }
 
 }  // namespace
 
-const Core& chosen_core() {
+const InstructionSet& chosen_instruction_set() {
   const char* wanted = std::getenv(kVariable);
-  for (const Core* core : kCores)
-    if (core->supported() && (wanted == nullptr || *wanted == '\0' || std::string(wanted) == core->name)) return *core;
-  throw Refusal(std::string(kVariable) + " is '" + wanted + "'; this machine has " + core_names());
+  for (const InstructionSet& set : kSets)
+    if (supported(set) && (wanted == nullptr || *wanted == '\0' || std::string(wanted) == set.name)) return set;
+  throw Refusal(std::string(kVariable) + " is '" + wanted + "'; this machine has " + instruction_set_names());
 }
 
-const char* core_names() {
+const char* instruction_set_names() {
   static const std::string names = [] {
     std::string text;
-    for (const Core* core : kCores)
-      if (core->supported()) text += (text.empty() ? "" : ",") + std::string(core->name);
+    for (const InstructionSet& set : kSets)
+      if (supported(set)) text += (text.empty() ? "" : ",") + std::string(set.name);
     return text;
   }();
   return names.c_str();

@@ -2,13 +2,20 @@
 #pragma once
 
 #include "core.h"
+#include "int8.h"
 
 namespace relrep {
 
+struct InstructionSet {
+  const char* name;
+  const Core* floats;
+  const Int8Core* bytes;
+};
+
 // Throws Refusal where the variable names a set that is not there.
-const Core& chosen_core();
+const InstructionSet& chosen_instruction_set();
 
 // Comma-separated names of the sets this processor can run, widest first.
-const char* core_names();
+const char* instruction_set_names();
 
 }  // namespace relrep

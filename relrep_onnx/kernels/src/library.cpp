@@ -40,4 +40,4 @@ RELREP_EXPORT relrep::ort::Status* RegisterCustomOps(relrep::ort::SessionOptions
                          [&] { relrep::check(relrep::ort::add_domain(api, options, shared_domain(api))); });
 }
 
-RELREP_EXPORT const char* RelRepInstructionSets() { return relrep::core_names(); }
+RELREP_EXPORT const char* RelRepInstructionSets() { return relrep::instruction_set_names(); }

@@ -25,7 +25,7 @@ struct ApiBase {
 };
 
 enum Error : int { kFail = 1, kInvalidArgument = 2 };
-enum ElementType : int { kFloat = 1, kUint8 = 2 };
+enum ElementType : int { kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6 };
 enum Characteristic : int { kRequired = 0 };
 
 constexpr std::uint32_t kApiVersion = 17;     // KernelContext_ParallelFor

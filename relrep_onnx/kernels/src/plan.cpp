@@ -16,25 +16,25 @@ constexpr std::int64_t kWidest = 160;  // a row of outputs up to which a tile ta
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
-// Cycles of one pass over `cells` nonzeros of `units` units with `vectors` vectors: the constants are rough, only their order counts.
-double pass_cycles(bool quads, double cells, double units, double vectors, double blocks, double runs) {
-  const double cell = quads ? std::max(2.1 * vectors, 3.0) + 1.0 : std::max(0.65 * vectors, 1.5) + 0.8;
-  const double rows = quads ? 4.0 : 1.0;
+// Cycles of one pass over the nonzeros with `vectors` vectors: the constants are rough, only their order counts.
+double pass_cycles(const Load& load, double vectors, double blocks, double runs) {
+  const double rows = load.quads ? 4.0 : 1.0;
+  const double cell = std::max(load.pace * vectors, load.quads ? 3.0 : 1.5) + (load.quads ? 1.0 : 0.8);
   const double write = rows * (vectors + (runs > 1 ? 4.0 * runs : 0.0));
-  return cells * cell + units * (blocks * 12.0 + (blocks - 1) * 1.5 * rows * vectors + write);
+  const double cells = static_cast<double>(load.cells) / static_cast<double>(load.groups);
+  return cells * cell + static_cast<double>(load.units) * (blocks * 12.0 + (blocks - 1) * 1.5 * rows * vectors + write);
 }
 
 // The tilings worth a look, cheapest first by the count above.
 struct Chooser {
-  const Weights& weights;
+  const Load& load;
   const ConvShape& shape;
-  const Core& core;
   std::int64_t phases, halo_h, halo_w;
   double cheapest = -1.0, packing = 0.0;  // of all tiles of one image and group
   Tiling best{};
 
   void consider(std::int64_t vectors, std::int64_t tile_h, std::int64_t tile_w, bool direct) {
-    const std::int64_t places = vectors * core.lanes;
+    const std::int64_t places = vectors * load.lanes;
     Tiling t{};
     t.direct = direct;
     t.vectors = vectors;
@@ -56,15 +56,14 @@ struct Chooser {
     t.block = std::clamp<std::int64_t>(kCacheBytes / 4 / plane, 1, shape.channels);
     t.blocks = ceil_div(shape.channels, t.block);
     t.block = ceil_div(shape.channels, t.blocks);
-    const double cells = static_cast<double>(weights.cells.size()) / static_cast<double>(weights.groups);
+    const double cells = static_cast<double>(load.cells) / static_cast<double>(load.groups);
     const double runs = t.plane_w == shape.out_width ? 1.0 : static_cast<double>(places) / static_cast<double>(t.plane_w) + 1.0;
     const double tiles = static_cast<double>(t.tiles_y * t.tiles_x);
-    const double pass = pass_cycles(weights.quads, cells, static_cast<double>(weights.units), static_cast<double>(vectors),
-                                    static_cast<double>(t.blocks), runs);
+    const double pass = pass_cycles(load, static_cast<double>(vectors), static_cast<double>(t.blocks), runs);
     const double lookup = direct ? cells * 1.5 * static_cast<double>(t.subtiles) : 0.0;  // every channel on a page of its own
     const double pack = direct ? 0.0
                                : static_cast<double>(shape.channels * phases * t.plane_h) *
-                                     (6.0 + 1.2 * static_cast<double>(t.plane_w) / static_cast<double>(core.lanes) *
+                                     (6.0 + 1.2 * static_cast<double>(t.plane_w) / static_cast<double>(load.lanes) *
                                                 static_cast<double>(shape.stride_w > 1 ? 3 : 1));
     const double cycles = tiles * (static_cast<double>(t.subtiles) * pass + lookup + pack);
     if (cheapest < 0 || cycles < cheapest) {
@@ -75,11 +74,11 @@ struct Chooser {
   }
 
   void run() {
-    const bool pointwise = shape.kernel_h == 1 && shape.kernel_w == 1 && shape.stride_h == 1 && shape.stride_w == 1 &&
+    const bool pointwise = load.in_place && shape.kernel_h == 1 && shape.kernel_w == 1 && shape.stride_h == 1 && shape.stride_w == 1 &&
                            shape.height == shape.out_height && shape.width == shape.out_width && shape.height == 1;
     const bool near = shape.height * shape.width <= INT32_MAX / 4 / std::max<std::int64_t>(1, shape.channels);
-    for (std::int64_t vectors = 1; vectors <= (weights.quads ? core.most_quad : core.most_single); ++vectors) {
-      const std::int64_t places = vectors * core.lanes;
+    for (std::int64_t vectors = 1; vectors <= load.most; ++vectors) {
+      const std::int64_t places = vectors * load.lanes;
       if (shape.out_width <= kWidest)
         for (std::int64_t h = 1; h <= std::min<std::int64_t>(shape.out_height, 64); ++h) consider(vectors, h, shape.out_width, false);
       else
@@ -91,12 +90,6 @@ struct Chooser {
         for (std::int64_t m = 1; m <= 16; m *= 2) consider(vectors, 1, std::min(shape.out_width, m * places), true);
     }
   }
-};
-
-// Which phases (position modulo stride) the kernel's positions along one axis have, and the number of each position's phase.
-struct AxisPhases {
-  std::vector<std::int32_t> phases;
-  std::vector<std::int64_t> number;
 };
 
 AxisPhases axis_phases(std::int64_t kernel, std::int64_t dilation, std::int64_t stride) {
@@ -127,24 +120,24 @@ ConvShape flattened(ConvShape s) {
 
 }  // namespace
 
-void plan_convolution(const Weights& weights, ConvShape given, const Epilogue& epilogue, const Core& core, OwnedConvPlan& out) {
-  const ConvShape shape = flattened(given);
+ConvLayout lay_out(const Load& load, ConvShape given) {
+  ConvLayout out;
+  out.shape = flattened(given);
+  const ConvShape& shape = out.shape;
   // The planes are the phases of the stride that some kernel position falls into, along each axis.
-  const AxisPhases down = axis_phases(shape.kernel_h, shape.dilation_h, shape.stride_h);
-  const AxisPhases across = axis_phases(shape.kernel_w, shape.dilation_w, shape.stride_w);
-  const std::int64_t wide = static_cast<std::int64_t>(across.phases.size());
-  checked_product({static_cast<std::int64_t>(down.phases.size()), wide}, "the phases of the stride");
-  out.phases.clear();
-  for (const std::int32_t y : down.phases)
-    for (const std::int32_t x : across.phases) out.phases.insert(out.phases.end(), {y, x});
-  Chooser chooser{weights,
+  out.down = axis_phases(shape.kernel_h, shape.dilation_h, shape.stride_h);
+  out.across = axis_phases(shape.kernel_w, shape.dilation_w, shape.stride_w);
+  checked_product({static_cast<std::int64_t>(out.down.phases.size()), static_cast<std::int64_t>(out.across.phases.size())},
+                  "the phases of the stride");
+  for (const std::int32_t y : out.down.phases)
+    for (const std::int32_t x : out.across.phases) out.phases.insert(out.phases.end(), {y, x});
+  Chooser chooser{load,
                   shape,
-                  core,
                   static_cast<std::int64_t>(out.phases.size() / 2),
                   (shape.kernel_h - 1) * shape.dilation_h / shape.stride_h,
                   (shape.kernel_w - 1) * shape.dilation_w / shape.stride_w};
   chooser.run();
-  Tiling tiling = chooser.best;
+  Tiling& tiling = out.tiling = chooser.best;
   const std::int64_t packed = tiling.block * tiling.phases * tiling.plane_h * tiling.plane_w;
   if (packed > kMostPacked)
     throw Refusal("the kernel reaches over " + std::to_string(tiling.plane_h) + " x " + std::to_string(tiling.plane_w) +
@@ -153,66 +146,58 @@ void plan_convolution(const Weights& weights, ConvShape given, const Epilogue& e
   out.chunks = chunks_for(chooser.cheapest * static_cast<double>(shape.batch * shape.groups));
   const std::int64_t affordable = static_cast<std::int64_t>(kMostPacking * chooser.cheapest / std::max(chooser.packing, 1.0)) + 1;
   const std::int64_t even = tiles % 2 ? 2 * ceil_div(affordable, 2) : affordable;  // two threads are the commonest number
-  tiling.parts = std::clamp<std::int64_t>(std::min(ceil_div(out.chunks, tiles), even), 1, weights.units);
+  tiling.parts = std::clamp<std::int64_t>(std::min(ceil_div(out.chunks, tiles), even), 1, load.units);
   out.tasks = tiles * tiling.parts;
   out.chunks = std::min(out.chunks, out.tasks);
-  const std::int64_t kernel = shape.kernel_h * shape.kernel_w;
-  out.lists = order_lists(weights, tiling.blocks, [&](std::int32_t column) {
-    const std::int64_t channel = column / kernel, ky = column % kernel / shape.kernel_w, kx = column % shape.kernel_w;
-    const std::int64_t inside = channel % tiling.block;
-    std::int64_t floats = inside * shape.height * shape.width;
-    if (!tiling.direct) {
-      const std::int64_t phase = down.number[static_cast<std::size_t>(ky)] * wide + across.number[static_cast<std::size_t>(kx)];
-      const std::int64_t plane = inside * tiling.phases + phase;
-      floats = (plane * tiling.plane_h + ky * shape.dilation_h / shape.stride_h) * tiling.plane_w +
-               kx * shape.dilation_w / shape.stride_w;
-    }
-    return std::pair<std::int64_t, std::int32_t>(channel / tiling.block, static_cast<std::int32_t>(4 * floats));
-  });
-  out.view = {shape, tiling, out.phases.data(), weights.units, out.lists.view(), epilogue};
+  return out;
 }
 
-void plan_product(const Weights& weights, std::int64_t batch, const Epilogue& epilogue, const Core& core, OwnedGemmPlan& out) {
-  GemmPlan plan{};
-  plan.rows = weights.rows;
-  plan.cols = weights.cols;
-  plan.batch = batch;
-  plan.units = weights.units;
-  plan.epilogue = epilogue;
+std::pair<std::int64_t, std::int32_t> ConvLayout::place(std::int32_t column) const {
+  const std::int64_t kernel = shape.kernel_h * shape.kernel_w;
+  const std::int64_t channel = column / kernel, ky = column % kernel / shape.kernel_w, kx = column % shape.kernel_w;
+  const std::int64_t inside = channel % tiling.block;
+  std::int64_t words = inside * shape.height * shape.width;
+  if (!tiling.direct) {
+    const std::int64_t phase = down.number[static_cast<std::size_t>(ky)] * static_cast<std::int64_t>(across.phases.size()) +
+                               across.number[static_cast<std::size_t>(kx)];
+    const std::int64_t plane = inside * tiling.phases + phase;
+    words = (plane * tiling.plane_h + ky * shape.dilation_h / shape.stride_h) * tiling.plane_w +
+            kx * shape.dilation_w / shape.stride_w;
+  }
+  return {channel / tiling.block, static_cast<std::int32_t>(4 * words)};
+}
+
+ProductLayout lay_out(const Load& load, std::int64_t cols, std::int64_t batch) {
+  ProductLayout out{};
   double cheapest = -1.0;
-  for (std::int64_t vectors = 1; vectors <= (weights.quads ? core.most_quad : core.most_single); ++vectors) {
-    const std::int64_t places = vectors * core.lanes, subtiles = ceil_div(batch, places);
-    const std::int64_t block = std::clamp<std::int64_t>(kCacheBytes / 4 / places, 1, weights.cols);
-    const std::int64_t blocks = ceil_div(weights.cols, block);
-    const double cycles = static_cast<double>(subtiles) *
-                          pass_cycles(weights.quads, static_cast<double>(weights.cells.size()), static_cast<double>(weights.units),
-                                      static_cast<double>(vectors), static_cast<double>(blocks), 1.0);
+  for (std::int64_t vectors = 1; vectors <= load.most; ++vectors) {
+    const std::int64_t places = vectors * load.lanes, subtiles = ceil_div(batch, places);
+    const std::int64_t block = std::clamp<std::int64_t>(kCacheBytes / 4 / places, 1, cols);
+    const std::int64_t blocks = ceil_div(cols, block);
+    const double cycles =
+        static_cast<double>(subtiles) * pass_cycles(load, static_cast<double>(vectors), static_cast<double>(blocks), 1.0);
     if (cheapest < 0 || cycles < cheapest) {
       cheapest = cycles;
-      plan.vectors = vectors;
-      plan.subtiles = subtiles;
-      plan.block = ceil_div(weights.cols, blocks);
-      plan.blocks = blocks;
+      out.vectors = vectors;
+      out.subtiles = subtiles;
+      out.block = ceil_div(cols, blocks);
+      out.blocks = blocks;
     }
   }
   if (batch == 1) {  // gathered, not packed: one list per unit
-    plan.block = weights.cols;
-    plan.blocks = 1;
-    cheapest = 1.2 * static_cast<double>(weights.cells.size()) + 15.0 * static_cast<double>(weights.units);
+    out.block = cols;
+    out.blocks = 1;
+    cheapest = 1.2 * static_cast<double>(load.cells) + 15.0 * static_cast<double>(load.units);
   }
   const std::int64_t chunks = chunks_for(cheapest);
-  const std::int64_t stride = batch == 1 ? 1 : plan.vectors * core.lanes;
-  if (plan.block * stride > INT32_MAX / 4) throw Refusal("a row of " + std::to_string(weights.cols) + " inputs is too long");
-  plan.part = std::clamp<std::int64_t>(std::min<std::int64_t>(ceil_div(plan.units * plan.subtiles, chunks), weights.quads ? 32 : 128), 1,
-                                       plan.units);
-  if (batch == 1) plan.part = ceil_div(plan.units, chunks);
-  out.tasks = batch == 1 ? ceil_div(plan.units, plan.part) : plan.subtiles * ceil_div(plan.units, plan.part);
+  out.stride = batch == 1 ? 1 : out.vectors * load.lanes;
+  if (out.block * out.stride > INT32_MAX / 4) throw Refusal("a row of " + std::to_string(cols) + " inputs is too long");
+  out.part = std::clamp<std::int64_t>(std::min<std::int64_t>(ceil_div(load.units * out.subtiles, chunks), load.quads ? 32 : 128), 1,
+                                      load.units);
+  if (batch == 1) out.part = ceil_div(load.units, chunks);
+  out.tasks = batch == 1 ? ceil_div(load.units, out.part) : out.subtiles * ceil_div(load.units, out.part);
   out.chunks = std::min(chunks, out.tasks);
-  out.lists = order_lists(weights, plan.blocks, [&](std::int32_t column) {
-    return std::pair<std::int64_t, std::int32_t>(column / plan.block, static_cast<std::int32_t>(4 * stride * (column % plan.block)));
-  });
-  plan.nonzeros = out.lists.view();
-  out.view = plan;
+  return out;
 }
 
 }  // namespace relrep

@@ -11,23 +11,23 @@ namespace relrep {
 namespace {
 
 struct Buffer {
-  float* data = nullptr;
-  std::int64_t floats = 0;
+  void* data = nullptr;
+  std::int64_t words = 0;
   Buffer() = default;
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
   ~Buffer() { std::free(data); }
 
-  float* at_least(std::int64_t wanted) {
-    if (wanted > floats) {
+  void* at_least(std::int64_t wanted) {
+    if (wanted > words) {
       std::free(data);
       data = nullptr;
-      floats = 0;
-      const std::size_t bytes = (static_cast<std::size_t>(wanted) * sizeof(float) + 63) / 64 * 64;
-      data = static_cast<float*>(std::aligned_alloc(64, bytes));
+      words = 0;
+      const std::size_t bytes = (static_cast<std::size_t>(wanted) * 4 + 63) / 64 * 64;
+      data = std::aligned_alloc(64, bytes);
       if (data == nullptr) throw std::bad_alloc();
       std::memset(data, 0, bytes);  // garbage would be read into lanes that are dropped, and denormals there are slow
-      floats = wanted;
+      words = wanted;
     }
     return data;
   }
@@ -80,18 +80,31 @@ Tensor constant_tensor(ort::Table api, const ort::KernelInfo* info, std::size_t 
   return read_tensor(api, value, type, name);
 }
 
-Tensor input_tensor(ort::Table api, const ort::KernelContext* context, std::size_t index, const char* name) {
+Tensor input_tensor(ort::Table api, const ort::KernelContext* context, std::size_t index, ort::ElementType type, const char* name) {
   const ort::Value* value = nullptr;
   check(ort::input(api, context, index, &value));
-  return read_tensor(api, value, ort::kFloat, name);
+  return read_tensor(api, value, type, name);
 }
 
-float* output_floats(ort::Table api, ort::KernelContext* context, const std::vector<std::int64_t>& dims) {
+void* output_data(ort::Table api, ort::KernelContext* context, const std::vector<std::int64_t>& dims) {
   ort::Value* value = nullptr;
   void* data = nullptr;
   check(ort::output(api, context, std::size_t{0}, dims.data(), dims.size(), &value));
   check(ort::data(api, value, &data));
-  return static_cast<float*>(data);
+  return data;
+}
+
+void check_inputs(ort::Table api, const ort::KernelContext* context, std::size_t wanted) {
+  std::size_t count = 0;
+  check(ort::input_count(api, context, &count));
+  if (count != wanted) throw Refusal("it has " + std::to_string(count) + " inputs, not " + std::to_string(wanted));
+}
+
+void check_lists(const Tensor& values, const Tensor& gaps, const Tensor& bias, std::int64_t rows) {
+  if (values.dims.size() != 1 || gaps.dims != values.dims)
+    throw Refusal("values [" + describe(values.dims) + "] and gaps [" + describe(gaps.dims) + "] must be two lists of one length");
+  if (bias.dims != std::vector<std::int64_t>{rows})
+    throw Refusal("bias is [" + describe(bias.dims) + "], not [" + std::to_string(rows) + "]");
 }
 
 std::vector<std::int64_t> integers(ort::Table api, const ort::KernelInfo* info, const char* name,
@@ -124,9 +137,9 @@ float number(ort::Table api, const ort::KernelInfo* info, const char* name) {
   return value;
 }
 
-float* scratch(int slot, std::int64_t floats) {
+void* scratch(int slot, std::int64_t words) {
   thread_local Buffer buffers[2];
-  return buffers[slot].at_least(floats);
+  return buffers[slot].at_least(words);
 }
 
 void parallel(ort::Table api, const ort::KernelContext* context, std::int64_t tasks, std::int64_t chunks,

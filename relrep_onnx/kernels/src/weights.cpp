@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 
 namespace relrep {
 namespace {
@@ -9,14 +10,16 @@ namespace {
 // Quads pay although up to this share of their weights are zeros in between: a multiply-add in a quad costs about that much less.
 constexpr double kQuadFill = 1.33;
 
+template <class Value>
 struct Entry {
   std::int32_t row, column;
-  float weight;
+  Value weight;
 };
 
-std::vector<Entry> decode(const float* values, const std::uint8_t* gaps, std::int64_t count, std::int64_t size,
-                          std::int64_t cols) {
-  std::vector<Entry> entries;
+template <class Value>
+std::vector<Entry<Value>> decode(const Value* values, const std::uint8_t* gaps, std::int64_t count, std::int64_t size,
+                                 std::int64_t cols) {
+  std::vector<Entry<Value>> entries;
   entries.reserve(static_cast<std::size_t>(count));
   std::int64_t position = 0;
   for (std::int64_t i = 0; i < count; ++i) {
@@ -25,15 +28,15 @@ std::vector<Entry> decode(const float* values, const std::uint8_t* gaps, std::in
     if (position >= size)
       throw Refusal("positions: entry " + std::to_string(i) + " is at " + std::to_string(position) + ", the weight has " +
                     std::to_string(size) + " elements");
-    if (!std::isfinite(values[i])) throw Refusal("values: entry " + std::to_string(i) + " is not finite");
-    if (values[i] != 0.0f)
+    if (!std::isfinite(static_cast<float>(values[i]))) throw Refusal("values: entry " + std::to_string(i) + " is not finite");
+    if (values[i] != 0)
       entries.push_back({static_cast<std::int32_t>(position / cols), static_cast<std::int32_t>(position % cols), values[i]});
   }
   return entries;
 }
 
 // Cells of four rows each, or nothing where these share too few columns.
-std::vector<Cell> as_quads(const std::vector<Entry>& entries, std::int64_t cols) {
+std::vector<Cell> as_quads(const std::vector<Entry<float>>& entries, std::int64_t cols) {
   std::vector<Cell> cells;
   std::vector<std::int32_t> place(static_cast<std::size_t>(cols), -1);
   const double most = kQuadFill * static_cast<double>(entries.size()) / 4;
@@ -56,6 +59,12 @@ std::vector<Cell> as_quads(const std::vector<Entry>& entries, std::int64_t cols)
   return cells;
 }
 
+// Whether a pair of products with bytes may leave int16.
+bool leaves_int16(const std::int8_t* pair) {
+  const int above = std::max<int>(pair[0], 0) + std::max<int>(pair[1], 0), below = std::min<int>(pair[0], 0) + std::min<int>(pair[1], 0);
+  return above * 255 > INT16_MAX || below * 255 < INT16_MIN;
+}
+
 }  // namespace
 
 std::string describe(const std::vector<std::int64_t>& sizes) {
@@ -75,7 +84,7 @@ std::int64_t checked_product(const std::vector<std::int64_t>& sizes, const char*
 
 Weights read_weights(const float* values, const std::uint8_t* gaps, std::int64_t count, std::int64_t rows, std::int64_t cols,
                      std::int64_t groups) {
-  const std::vector<Entry> entries = decode(values, gaps, count, rows * cols, cols);
+  const std::vector<Entry<float>> entries = decode(values, gaps, count, rows * cols, cols);
   Weights w;
   w.groups = groups;
   w.rows = rows;
@@ -84,7 +93,39 @@ Weights read_weights(const float* values, const std::uint8_t* gaps, std::int64_t
   w.quads = !w.cells.empty();
   w.units = rows / groups / (w.quads ? 4 : 1);
   if (!w.quads)
-    for (const Entry& entry : entries) w.cells.push_back({entry.row, entry.column, {entry.weight, 0, 0, 0}});
+    for (const Entry<float>& entry : entries) w.cells.push_back({entry.row, entry.column, {entry.weight, 0, 0, 0}});
+  return w;
+}
+
+Int8Weights read_weights(const std::int8_t* values, const std::uint8_t* gaps, std::int64_t count, std::int64_t rows,
+                         std::int64_t inputs, std::int64_t kernel, std::int64_t groups) {
+  Int8Weights w;
+  w.groups = groups;
+  w.rows = rows;
+  w.kernel = kernel;
+  w.inputs = inputs;
+  w.cols = (inputs + 3) / 4 * kernel;
+  w.units = rows / groups;
+  w.sum.assign(static_cast<std::size_t>(rows), 0);
+  w.reach.assign(static_cast<std::size_t>(rows), 0);
+  std::vector<std::int32_t> place(static_cast<std::size_t>(w.cols), -1);  // of a column's cell, if at or behind the row's first
+  std::int32_t first = 0, row = -1;
+  for (const Entry<std::int8_t>& entry : decode(values, gaps, count, rows * inputs * kernel, inputs * kernel)) {
+    if (entry.row != row) {
+      row = entry.row;
+      first = static_cast<std::int32_t>(w.cells.size());
+    }
+    const std::int64_t channel = entry.column / kernel, column = channel / 4 * kernel + entry.column % kernel;
+    std::int32_t& at = place[static_cast<std::size_t>(column)];
+    if (at < first) {
+      at = static_cast<std::int32_t>(w.cells.size());
+      w.cells.push_back({row, static_cast<std::int32_t>(column), {0, 0, 0, 0}});
+    }
+    w.cells[static_cast<std::size_t>(at)].weight[channel % 4] = entry.weight;
+    w.sum[static_cast<std::size_t>(row)] += entry.weight;
+    w.reach[static_cast<std::size_t>(row)] += std::abs(entry.weight);
+  }
+  for (const Int8Cell& cell : w.cells) w.wide = w.wide || leaves_int16(cell.weight) || leaves_int16(cell.weight + 2);
   return w;
 }
 

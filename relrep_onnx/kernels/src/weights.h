@@ -28,9 +28,26 @@ struct Weights {
   std::vector<Cell> cells;   // by unit (of all groups), then column
 };
 
+// Four neighbouring input channels at one position of the kernel; `column` is group of four x kernel + position.
+struct Int8Cell {
+  std::int32_t unit, column;
+  std::int8_t weight[4];
+};
+
+struct Int8Weights {
+  std::int64_t groups = 1, rows = 0, kernel = 1;
+  std::int64_t inputs = 0, cols = 0;     // channels of a group; groups of four of them x kernel
+  std::int64_t units = 0;                // per group
+  bool wide = false;                     // some pair of products leaves int16
+  std::vector<std::int64_t> sum, reach;  // by row: of the weights, and of their sizes
+  std::vector<Int8Cell> cells;
+};
+
 // Throws Refusal where gaps run outside of the matrix or meet a position twice, or a value is not finite.
 Weights read_weights(const float* values, const std::uint8_t* gaps, std::int64_t count, std::int64_t rows, std::int64_t cols,
                      std::int64_t groups);
+Int8Weights read_weights(const std::int8_t* values, const std::uint8_t* gaps, std::int64_t count, std::int64_t rows,
+                         std::int64_t inputs, std::int64_t kernel, std::int64_t groups);
 
 // The product of sizes, each at least 1 and all of them together below 2^31; throws Refusal otherwise.
 std::int64_t checked_product(const std::vector<std::int64_t>& sizes, const char* what);
@@ -38,39 +55,22 @@ std::int64_t checked_product(const std::vector<std::int64_t>& sizes, const char*
 // "a x b x c"
 std::string describe(const std::vector<std::int64_t>& sizes);
 
-// Lists of nonzeros in the order core.h wants, with the memory behind them.
-struct NonzeroLists {
-  std::vector<std::int32_t> start;
-  std::vector<Single> single;
-  std::vector<Quad> quad;
-
-  Nonzeros view() const { return {!quad.empty(), start.data(), single.data(), quad.data()}; }
-};
-
-// `place(column)` gives {block, byte offset}.
-template <class Place>
-NonzeroLists order_lists(const Weights& w, std::int64_t blocks, const Place& place) {
-  NonzeroLists lists;
-  const auto list_of = [&](const Cell& cell, std::int64_t block) {
-    return ((cell.unit / w.units) * blocks + block) * w.units + cell.unit % w.units;
+// Sorts cells into lists by group, block of inputs, unit, and gives the lists' starts; `place(column)` is {block, byte offset}, and
+// `put(at, cell, offset)` stores the item.
+template <class Matrix, class Place, class Put>
+std::vector<std::int32_t> order_lists(const Matrix& w, std::int64_t blocks, const Place& place, const Put& put) {
+  const auto list_of = [&](const auto& cell, std::int64_t block) {
+    return static_cast<std::size_t>(((cell.unit / w.units) * blocks + block) * w.units + cell.unit % w.units);
   };
-  lists.start.assign(static_cast<std::size_t>(w.groups * blocks * w.units + 1), 0);
-  for (const Cell& cell : w.cells) ++lists.start[static_cast<std::size_t>(list_of(cell, place(cell.column).first) + 1)];
-  for (std::size_t i = 1; i < lists.start.size(); ++i) lists.start[i] += lists.start[i - 1];
-  std::vector<std::int32_t> next(lists.start.begin(), lists.start.end() - 1);
-  if (w.quads)
-    lists.quad.resize(w.cells.size());
-  else
-    lists.single.resize(w.cells.size());
-  for (const Cell& cell : w.cells) {
+  std::vector<std::int32_t> start(static_cast<std::size_t>(w.groups * blocks * w.units + 1), 0);
+  for (const auto& cell : w.cells) ++start[list_of(cell, place(cell.column).first) + 1];
+  for (std::size_t i = 1; i < start.size(); ++i) start[i] += start[i - 1];
+  std::vector<std::int32_t> next(start.begin(), start.end() - 1);
+  for (const auto& cell : w.cells) {
     const auto [block, offset] = place(cell.column);
-    const std::size_t at = static_cast<std::size_t>(next[static_cast<std::size_t>(list_of(cell, block))]++);
-    if (w.quads)
-      lists.quad[at] = {offset, {cell.weight[0], cell.weight[1], cell.weight[2], cell.weight[3]}};
-    else
-      lists.single[at] = {cell.weight[0], offset};
+    put(static_cast<std::size_t>(next[list_of(cell, block)]++), cell, offset);
   }
-  return lists;
+  return start;
 }
 
 }  // namespace relrep

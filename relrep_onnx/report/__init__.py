@@ -1,0 +1,35 @@
+"""What people read: a result becomes a document (`content.py`), and each face draws the same document."""
+
+from relrep_onnx.report.content import (
+    of_analysis,
+    of_benchmark,
+    of_exports,
+    of_fidelity,
+    of_inspection,
+    of_refined,
+    of_result,
+)
+from relrep_onnx.report.document import Document
+from relrep_onnx.report.plot import plot_curves
+from relrep_onnx.report.terminal import console_for, render
+from relrep_onnx.report.words import clean, decisions, speed_verdict
+from relrep_onnx.report.write import FACES, write
+
+__all__ = [
+    "FACES",
+    "Document",
+    "clean",
+    "console_for",
+    "decisions",
+    "of_analysis",
+    "of_benchmark",
+    "of_exports",
+    "of_fidelity",
+    "of_inspection",
+    "of_refined",
+    "of_result",
+    "plot_curves",
+    "render",
+    "speed_verdict",
+    "write",
+]
