@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from relrep_onnx import kernels
+from relrep_onnx.graph import check_external
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, ConfigError, Feeds, ModelError, Progress, TensorInfo, VerificationError
 
@@ -75,6 +76,8 @@ def benchmark(models: Sequence[Path], plan: Plan, options: RuntimeOptions, progr
         raise ConfigError(f"--rounds is {plan.rounds}; give at least 1")
     if kernels.available():
         options = options.with_library(kernels.library_path())
+    for path in models:
+        check_external(path)
     settings = [(threads, batch) for threads in plan.threads for batch in plan.batches]
     found = []
     for number, (threads, batch) in enumerate(settings):

@@ -23,7 +23,7 @@ class Cache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"cannot use the cache folder {str(folder)!r}: {error.strerror}") from error
-        self._folder = folder
+        self.folder = folder
 
     def get(self, key: str) -> dict[str, Array] | None:
         """The arrays under a key, or None where there are none or they are damaged."""
@@ -56,4 +56,4 @@ class Cache:
                 temporary.unlink()
 
     def _path(self, key: str) -> Path:
-        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.relrep"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.relrep"

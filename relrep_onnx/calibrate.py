@@ -10,7 +10,6 @@ know of it.
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,11 +19,12 @@ from typing import Final
 import numpy as np
 
 from relrep_onnx.graph import Graph, Stage, branch_scale, plan_stages, read_weight, stage_model, write_layer
+from relrep_onnx.memory import free_memory
 from relrep_onnx.moments import Covariance, Moments, MomentStream
 from relrep_onnx.patches import choose_positions, design_rows, macs, output_rows
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.store import TensorStore
-from relrep_onnx.types import Array, CalibrationError, Feeds, FloatArray, Layer, Progress, RepairedLayer
+from relrep_onnx.types import EXTREME, Array, CalibrationError, Feeds, FloatArray, Layer, Progress, RepairedLayer
 
 WIDE: Final = 8192
 WIDE_ROWS: Final = 4096
@@ -70,10 +70,14 @@ class Walk:
         self._store = TensorStore(settings.memory)
         needed = {name for stage in stages for name in (*stage.inputs, *stage.alive)}
         self._live: list[set[str]] = []  # by batch
-        for feeds in batches:
-            self._live.append(set())
-            for name in feeds.keys() & needed:
-                self._keep(len(self._live) - 1, name, feeds[name])
+        try:
+            for feeds in batches:
+                self._live.append(set())
+                for name in feeds.keys() & needed:
+                    self._keep(len(self._live) - 1, name, feeds[name])
+        except BaseException:  # nobody can close what was never made
+            self._store.close()
+            raise
 
     def __enter__(self) -> Walk:
         return self
@@ -215,6 +219,7 @@ def sequential_pass(
     repair: Callable[[Layer, FloatArray, Moments, Moments | None], RepairedLayer],
     *,
     sums: bool = False,
+    known: Callable[[Layer], RepairedLayer | None] = lambda layer: None,
 ) -> dict[str, RepairedLayer]:
     """Repairs layers in order: each sees the inputs of the already repaired network and aims at the dense outputs.
 
@@ -226,6 +231,7 @@ def sequential_pass(
         targets: what the dense pass gave for a layer; None where the layer stays as it is.
         repair: (layer, dense weight, moments, moments of the held-out batches if there are any) -> what the sparse network gets.
         sums: aim at the dense sum where a layer ends a residual branch, instead of at its own dense output.
+        known: what an earlier run made of a layer, if anything: it is taken as it is.
     """
     stages = plan_stages(graph, layers)
     repaired: dict[str, RepairedLayer] = {}
@@ -236,6 +242,9 @@ def sequential_pass(
             for layer in stage.layers:
                 aims = targets(layer)
                 if aims is None:
+                    continue
+                if (finished := known(layer)) is not None:
+                    repaired[layer.name] = finished
                     continue
                 fit, held_out = (MomentStream(layer.groups, layer.cols, layer.rows) for _ in range(2))
                 outputs = MomentStream(1, 1, layer.rows)
@@ -296,16 +305,14 @@ def _visits(graph: Graph, layer: Layer, walk: Walk, feeds: Feeding, settings: Wa
 
 
 def _finite(layer: Layer, rows: FloatArray) -> FloatArray:
-    if not np.isfinite(rows).all():
+    if not (np.abs(rows) <= EXTREME).all():  # NaN too
         raise CalibrationError(
-            f"layer {layer.name!r} gets NaN or infinity from the calibration data; check the data's scale, or exclude the layer"
+            f"layer {layer.name!r} gets NaN, infinity or numbers beyond {EXTREME:g} from the calibration data; check the data's "
+            "scale, or exclude the layer"
         )
     return rows
 
 
 def default_memory() -> int:
-    """A quarter of the free memory in bytes; 2 GiB where the system does not tell."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
-    except (ValueError, OSError, AttributeError):
-        return 2 << 30
+    """A quarter of the free memory in bytes."""
+    return free_memory() // 4

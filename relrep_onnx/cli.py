@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -29,6 +33,38 @@ class GateFailure(click.ClickException):
 FAILURES: dict[type[RelRepError], type[click.ClickException]] = {ConfigError: UsageFailure, VerificationError: GateFailure}
 
 
+class Interrupted(click.ClickException):
+    """Ctrl-C ended the run; what it had not finished is gone, and what was there before stays."""
+
+    exit_code = 128 + signal.SIGINT
+
+
+class Terminated(click.ClickException):
+    """SIGTERM did."""
+
+    exit_code = 128 + signal.SIGTERM
+
+
+@contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: temporary files go, and the exit code tells."""
+
+    def end(number: int, frame: object) -> None:
+        raise Terminated("ended by SIGTERM; unfinished output was discarded")
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # not in the main thread: whoever runs it there deals with signals
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted; unfinished output was discarded") from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class Commands(click.Group):
     """Turns the package's errors into one sentence and an exit code; all but the above are 1."""
 
@@ -40,7 +76,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command."""
         try:
-            return super().invoke(ctx)
+            with ending_cleanly():
+                return super().invoke(ctx)
         except RelRepError as error:
             kind = FAILURES.get(type(error), click.ClickException)
             raise kind(report.clean(str(error))) from error
@@ -48,6 +85,10 @@ class Commands(click.Group):
             raise click.ClickException(
                 "out of memory; give --max-memory, fewer --num-samples or a smaller --batch-size"
             ) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # whoever read the output has gone; click ends quietly
+                raise
+            raise click.ClickException(report.clean(f"{error.filename or 'the system'}: {error.strerror or error}")) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -55,7 +96,7 @@ class Commands(click.Group):
 def main() -> None:
     """Prune an exported ONNX model with a few hundred unlabelled samples, and repair what pruning breaks.
 
-    Exit codes: 0 ok, 1 error, 2 usage, 3 a gate was not met (nothing is written then).
+    Exit codes: 0 ok, 1 error, 2 usage, 3 a gate was not met (nothing is written then), 130 and 143 ended by Ctrl-C or SIGTERM.
     """
 
 

@@ -64,6 +64,7 @@ class Config:
     batch_size: int = 32
     positions: int | None = 20
     seed: int = 0
+    skip_bad_samples: bool = False
 
     threads: int = 0
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
@@ -139,7 +140,9 @@ class Config:
     def as_data(self) -> DataOptions:
         """How calibration data is read."""
         images = Preprocessing(self.image_size, self.mean, self.std, self.scale, self.layout, self.color)
-        return DataOptions(self.calib_key, images, self.input_shape, self.num_samples, self.random_range, self.seed)
+        return DataOptions(
+            self.calib_key, images, self.input_shape, self.num_samples, self.random_range, self.seed, self.skip_bad_samples
+        )
 
     def as_gates(self) -> Gates:
         """Limits the written model must keep."""

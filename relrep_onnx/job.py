@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.allocate import ALLOCATORS, AUTO
+from relrep_onnx.cache import Cache
 from relrep_onnx.calibrate import Feeding, WalkSettings, default_memory
 from relrep_onnx.config import Config
-from relrep_onnx.data import Samples, load_samples, split_holdout
+from relrep_onnx.data import Samples, split_holdout
 from relrep_onnx.deployment import anything, runtime_named
 from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Provenance, versions
 from relrep_onnx.runtime import RuntimeOptions, Session
+from relrep_onnx.screen import naming_samples, samples_for
 from relrep_onnx.types import Array, ConfigError, Layer, ModelError, Progress, Skipped
+
+SHOWN: Final = 5
+"""Of the bad samples; the result names all."""
 
 
 def quiet(phase: str, done: int, total: int, note: str = "") -> None:
@@ -41,6 +49,8 @@ class Job:
     verification: Samples
     settings: WalkSettings
     provenance: Provenance
+    finished: Cache | None = None
+    """Where layers that are repaired, and refinement's state, are kept for a run that goes on from here."""
 
     def batches(self, samples: Samples) -> Iterator[dict[str, Array]]:
         """Feeds of some of the samples."""
@@ -53,6 +63,18 @@ class Job:
         if first is not None:
             return Feeding(islice(self.batches(self.calibration), first), first, samples, total)
         return Feeding(chain(self.batches(self.calibration), self.batches(self.decision)), fitted, samples, total)
+
+    def naming_samples(self) -> AbstractContextManager[None]:
+        """Adds to an error on the way the first sample that the dense model cannot take."""
+        return naming_samples(self.session, (self.calibration, self.decision, self.verification), self.config.batch_size)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is unusual about the model and the samples."""
+        left_out = self.provenance.left_out
+        more = "" if len(left_out) <= SHOWN else f"; and {len(left_out) - SHOWN} more"
+        bad = [f"{len(left_out)} bad samples or files were left out: {'; '.join(left_out[:SHOWN])}{more}"] if left_out else []
+        return (*self.loaded.notes, *bad)
 
     @property
     def runtime(self) -> RuntimeOptions:
@@ -77,8 +99,16 @@ class Job:
         )
 
 
-def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any, progress: Progress) -> Job:
+def prepare(
+    model: graphs.ModelSource,
+    calib: Any,
+    config: Config,
+    holdout: Any,
+    progress: Progress,
+    resume: str | os.PathLike[str] | None = None,
+) -> Job:
     """Loads the model and the data, finds the layers; raises as `pipeline.optimize` does."""
+    finished = None if resume is None else Cache(Path(resume))
     check_methods(config)
     pattern = pattern_named(config.pattern)
     loaded = graphs.load(model)
@@ -89,11 +119,11 @@ def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any,
     if not layers:
         reasons = "; ".join(f"{s.node}: {s.reason}" for s in skipped[:3]) or "it has no Conv, ConvTranspose, Gemm or MatMul"
         raise ModelError(f"{loaded.name} has nothing to prune ({reasons})")
-    samples = load_samples(calib, session.inputs, config.as_data())
+    samples = kept_out = samples_for(session, calib, config)
     if holdout is None:
         calibration, decision, verification = split_holdout(samples)
     else:
-        kept_out = load_samples(holdout, session.inputs, config.as_data())
+        kept_out = samples_for(session, holdout, config)
         calibration, (decision, verification) = samples, kept_out.split(len(kept_out) // 2)
     settings = WalkSettings(
         runtime=config.as_runtime(),
@@ -116,7 +146,8 @@ def prepare(model: graphs.ModelSource, calib: Any, config: Config, holdout: Any,
         decision=decision,
         verification=verification,
         settings=settings,
-        provenance=_provenance(loaded, samples, calibration),
+        provenance=_provenance(loaded, samples, calibration, tuple(dict.fromkeys((*samples.left_out, *kept_out.left_out)))),
+        finished=finished,
     )
 
 
@@ -133,7 +164,7 @@ def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session
     return Session(loaded.path or loaded.model.SerializeToString(), lean, what=loaded.name)
 
 
-def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples) -> Provenance:
+def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples, left_out: tuple[str, ...]) -> Provenance:
     return Provenance(
         model=loaded.name,
         model_sha256=graphs.model_hash(loaded.model),
@@ -141,5 +172,6 @@ def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Sampl
         data_sha256=calibration.fingerprint(),
         random_data=samples.random,
         calibration_samples=len(calibration),
+        left_out=left_out,
         versions=versions(),
     )

@@ -14,13 +14,14 @@ from typing import Any
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.config import DEFAULT_EPOCHS, Config
-from relrep_onnx.data import load_samples, split_holdout
+from relrep_onnx.data import split_holdout
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.export import Exported, deliver
 from relrep_onnx.exporting import meet_gates, order_of, places_of
 from relrep_onnx.job import open_session, prepare, quiet
 from relrep_onnx.results import Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
+from relrep_onnx.screen import samples_for
 from relrep_onnx.search import plan
 from relrep_onnx.steps import TargetStore, candidates, refined, repair_all, score, write
 from relrep_onnx.types import Progress
@@ -53,9 +54,10 @@ def analyze(
     config = config or Config()
     job = prepare(model, calib, config, holdout, progress)
     zeros = {layer.name: min(round(config.goal * layer.size), job.pattern.limit(layer)) for layer in job.layers}
-    scored = score(job, cache_dir)
+    with job.naming_samples():
+        scored = score(job, cache_dir)
     reports = tuple(LayerReport(s.layer, s.macs, s.curve, zeros[s.layer.name]) for s in scored)
-    return Analysis(config, job.provenance, reports, tuple(job.skipped), job.loaded.notes)
+    return Analysis(config, job.provenance, reports, tuple(job.skipped), job.notes)
 
 
 def optimize(
@@ -67,7 +69,7 @@ def optimize(
     holdout: Any = None,
     cache_dir: str | os.PathLike[str] | None = None,
     in_place: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     progress: Progress = quiet,
 ) -> Result:
     """Prunes, repairs, verifies and saves a model; the other arguments are those of `analyze`.
@@ -76,7 +78,7 @@ def optimize(
         output: where the sparse model goes, in the form of `config.forms`; a folder for several; None keeps it in memory only
             (`Result.model`).
         in_place: allows `output` to be the input file.
-        checkpoint: where refinement keeps its state after each epoch; if the file is there, it goes on from it.
+        resume: a folder that keeps each repaired layer and, after each epoch, refinement's state; the same call goes on from it.
 
     Raises:
         VerificationError: a gate of the configuration is not met; nothing is written then.
@@ -89,22 +91,24 @@ def optimize(
     target = None if output is None or exporting else Path(output)
     gates = config.as_gates()
     metric = load_metric(config.eval) if config.eval else None
-    job = prepare(model, calib, config, holdout, progress)
+    job = prepare(model, calib, config, holdout, progress, resume)
     gates.check_resolution(len(job.verification))
 
     with TargetStore(job.settings.memory) as targets:
-        scored = score(job, cache_dir, targets.put)
+        with job.naming_samples():
+            scored = score(job, cache_dir, targets.put)
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
     sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
     if config.refine:
-        sparse, refinement = refined(job, sparse, None if checkpoint is None else Path(checkpoint), progress)
+        sparse, refinement = refined(job, sparse, progress)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
         stage.write(sparse, job.loaded.external)
         progress("verify", 0, 1)
         session = Session(stage.path, job.runtime, what="the sparse model")
-        fidelity = compare_sessions(job.session, session, job.batches(job.verification))
+        with job.naming_samples():
+            fidelity = compare_sessions(job.session, session, job.batches(job.verification))
         before, after = (run_metric(metric, s) if metric else None for s in (job.session, session))
         check_gates(fidelity, after, gates, None if exporting else stage.size())
         progress("verify", 1, 1)
@@ -127,7 +131,7 @@ def optimize(
             layers=reports,
             skipped=tuple(job.skipped),
             notes=(
-                *job.loaded.notes,
+                *job.notes,
                 *unusual,
                 *([f"for {config.runtime}: {runtime_named(config.runtime).pays}"] if config.runtime else []),
             ),
@@ -159,7 +163,7 @@ def refine(
     *,
     holdout: Any = None,
     in_place: bool = False,
-    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
     progress: Progress = quiet,
 ) -> Refined:
     """Refines a sparse model of any origin against its dense one; the other arguments are those of `optimize`.
@@ -179,12 +183,12 @@ def refine(
     graphs.check_target(target, sparse, in_place=in_place)
     gates = config.as_gates()
     metric = load_metric(config.eval) if config.eval else None
-    job = prepare(dense, calib, config, holdout, progress)
+    job = prepare(dense, calib, config, holdout, progress, resume)
     gates.check_resolution(len(job.verification))
     student = graphs.load(sparse)
     before = open_session(student, config.as_runtime())
     check_same_signature(job.session, before)
-    model, refinement = refined(job, student.model, None if checkpoint is None else Path(checkpoint), progress)
+    model, refinement = refined(job, student.model, progress)
     with graphs.staged(target) as stage:
         stage.write(model, student.external)
         after = Session(stage.path, config.as_runtime(), what="the refined model")
@@ -235,11 +239,9 @@ def export_model(
     places = places_of(model, output, config)
     loaded = graphs.load(model)
     session = open_session(loaded, config.as_runtime())
-    calibration, _, verification = split_holdout(
-        load_samples("random" if calib is None else calib, session.inputs, config.as_data())
-    )
+    calibration, _, verification = split_holdout(samples_for(session, "random" if calib is None else calib, config))
     if holdout is not None:
-        verification = load_samples(holdout, session.inputs, config.as_data())
+        verification = samples_for(session, holdout, config)
     gates = config.as_gates()
     gates.check_resolution(len(verification))
     metric = load_metric(config.eval) if config.eval else None
@@ -264,5 +266,5 @@ def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, co
     config = config or Config()
     left, right = (open_session(graphs.load(source), config.as_runtime()) for source in (dense, sparse))
     check_same_signature(left, right)
-    samples = load_samples(data, left.inputs, config.as_data())
+    samples = samples_for(left, data, config)
     return compare_sessions(left, right, samples.batches(config.batch_size))

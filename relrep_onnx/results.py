@@ -69,6 +69,8 @@ class Provenance:
     data_sha256: str
     random_data: bool
     calibration_samples: int
+    left_out: tuple[str, ...]
+    """What is wrong with each bad sample that was left out."""
     versions: dict[str, str]
 
 

@@ -72,6 +72,27 @@ class TargetStore:
         return Targets(outputs, shortcut, ends)
 
 
+class Finished:
+    """Repaired layers of one pass, kept as they are finished, where the job keeps any; `how` tells this pass from others."""
+
+    def __init__(self, job: Job, how: object) -> None:
+        self._cache = job.finished
+        self._key = repr((job.statistics_key, job.layers, job.config.repair, job.config.pattern, how))
+
+    def put(self, layer: Layer, repaired: RepairedLayer) -> None:
+        """Keeps one layer."""
+        if self._cache is not None:
+            fields = {name: getattr(repaired, name) for name in ("weight", "bias_shift", "residual")}
+            self._cache.put(f"{self._key} {layer.name}", {**fields, "notes": np.array(repaired.notes, np.str_)})
+
+    def get(self, layer: Layer) -> RepairedLayer | None:
+        """One layer, if it was finished before."""
+        entry = None if self._cache is None else self._cache.get(f"{self._key} {layer.name}")
+        if entry is None:
+            return None
+        return RepairedLayer(entry["weight"], entry["bias_shift"], entry["residual"], tuple(entry["notes"].tolist()))
+
+
 def score(
     job: Job, cache_dir: str | os.PathLike[str] | None, keep: Callable[[Layer, Targets], None] = lambda layer, targets: None
 ) -> list[Scored]:
@@ -177,10 +198,14 @@ def repair_all(
     if not pruned:
         return {}
 
+    kept = Finished(job, (chosen.search is None, batches, [zeros[layer.name] for layer in job.layers]))
+
     def one(layer: Layer, weight: FloatArray, moments: Moments, held_out: Moments | None) -> RepairedLayer:
         with naming(layer):
             task = Task(layer, weight, job.saliency(weight), job.pattern, zeros[layer.name], moments, held_out)
-            return graphs.as_stored(job.graph, chosen(task), layer)
+            repaired = graphs.as_stored(job.graph, chosen(task), layer)
+        kept.put(layer, repaired)
+        return repaired
 
     return sequential_pass(
         job.graph,
@@ -190,6 +215,7 @@ def repair_all(
         lambda layer: targets.get(layer) if layer.name in pruned else None,
         one,
         sums=chosen.sums,
+        known=kept.get,
     )
 
 
@@ -214,7 +240,7 @@ def write(job: Job, repaired: MutableMapping[str, RepairedLayer], allocator: str
     return sparse
 
 
-def refined(job: Job, sparse: ModelProto, checkpoint: Path | None, progress: Progress) -> tuple[ModelProto, Refinement]:
+def refined(job: Job, sparse: ModelProto, progress: Progress) -> tuple[ModelProto, Refinement]:
     """All survivors and biases moved together towards the dense model's features and outputs; small layers move too."""
     config, runtime = job.config, job.config.as_runtime()
     sample = next(job.calibration.batches(1))
@@ -224,6 +250,7 @@ def refined(job: Job, sparse: ModelProto, checkpoint: Path | None, progress: Pro
     held = Held(d, job.batches(job.decision), runtime)
     values = {name: graph.stored(name) for name in d.names}
     kinds = augment_kinds(config.augment)
+    checkpoint = None if job.finished is None else job.finished.folder / "refinement.npz"
     key = repr((graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))
     recipe = Recipe(config.refine, kinds, config.seed, job.settings.memory, runtime, checkpoint, key)
     best, account = refine(d, values, job.calibration, held, recipe, progress)

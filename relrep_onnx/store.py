@@ -9,7 +9,7 @@ from types import TracebackType
 
 import numpy as np
 
-from relrep_onnx.types import Array
+from relrep_onnx.types import Array, CalibrationError
 
 
 class TensorStore:
@@ -41,7 +41,13 @@ class TensorStore:
             self._folder = self._folder or tempfile.TemporaryDirectory(prefix="relrep-")
             self._files += 1
             path = Path(self._folder.name) / f"{self._files}.npy"
-            np.save(path, value, allow_pickle=False)
+            try:
+                np.save(path, value, allow_pickle=False)
+            except OSError as error:
+                raise CalibrationError(
+                    f"no room for waiting activations in {tempfile.gettempdir()!r} ({error.strerror or error}); set TMPDIR to a "
+                    "larger disk, give more --max-memory or fewer --num-samples"
+                ) from error
             self._values[key] = path
             return
         self.held += getattr(value, "nbytes", 0)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Final, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ FloatArray = NDArray[Any]
 BoolArray = NDArray[np.bool_]
 Feeds = Mapping[str, Array]
 Unit = Literal["weights", "macs", "latency"]
+EXTREME: Final = 1e18
+"""Weights and activations beyond this are taken for broken: their products leave float32's range."""
 
 
 class Progress(Protocol):

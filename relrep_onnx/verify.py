@@ -255,6 +255,8 @@ class _Sums:
         self.classes = True
 
     def add(self, left: Array, right: Array, size: int, first: int) -> None:
+        if not (isinstance(left, np.ndarray) and isinstance(right, np.ndarray)):  # whatever the model says it gives
+            raise ModelError("an output is no dense tensor; such models cannot be compared")
         if left.shape != right.shape:
             raise ModelError(f"an output has shape {list(right.shape)}, but {list(left.shape)} in the dense model")
         per_sample = left.ndim > 0 and left.shape[0] == size

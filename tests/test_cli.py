@@ -110,8 +110,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "drop too small": ("OPT --max-drop 1e-9 --allocate uniform", 1, "no sparsity stays under --max-drop 1e-9"),
     "drop too fine": ("OPT --max-drop top1:0.1%", 2, "deciding samples resolve"),
     "no such augmentation": ("OPT --refine 1 --augment cutout", 2, "augment is 'cutout'; give 'auto', 'none', or some of crop"),
-    "resume without refine": ("OPT --resume {}/state.npz", 2, "--resume is about refinement; give --refine EPOCHS too"),
-    "resume what is no checkpoint": ("OPT --refine 1 --resume {}/text.npz", 2, "the checkpoint"),
+    "resume from a file": ("OPT --resume {}/text.npz", 2, "is a file"),
     "refine another model": ("refine {}/net.onnx {}/tokens.onnx {}/o.onnx --calib {}/ok.npz", 1, "different inputs or outputs"),
     "refine in place of itself": ("refine {}/net.onnx {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "is the input"),
     "no output to refine": ("refine {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "give an OUTPUT file"),
@@ -430,7 +429,7 @@ def test_symbolic_shapes_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_refine_reports_what_it_did(place: Path, tmp_path: Path) -> None:
-    sparse, better, state = tmp_path / "s.onnx", tmp_path / "b.onnx", tmp_path / "state.npz"
+    sparse, better, state = tmp_path / "s.onnx", tmp_path / "b.onnx", tmp_path / "state"
     made = run("optimize", place / "net.onnx", sparse, "--calib", place / "ok.npz", "--sparsity", "0.7", "--repair", "none")
     assert made.exit_code == 0, made.output
     command: list[str | Path] = [

@@ -52,6 +52,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "batch_size": counts,
     "positions": optional_counts,
     "seed": st.integers(0, 2**63),
+    "skip_bad_samples": st.booleans(),
     "threads": st.integers(0, 64),
     "providers": st.lists(names, max_size=3).map(tuple),
     "custom_op_library": st.none() | names,

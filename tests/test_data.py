@@ -477,7 +477,7 @@ def test_damaged_files_never_raise_anything_else(
 def test_members_of_an_npz_that_are_no_arrays(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
         archive.writestr("x", b"not an array")
-    with pytest.raises(CalibrationError, match="input 'x'"):
+    with pytest.raises(CalibrationError, match="magic string"):
         load(tmp_path / "d.npz")
 
 

@@ -12,11 +12,12 @@ PACKAGE: Final = Path(__file__).parents[1] / "relrep_onnx"
 
 FLOORS: Final[dict[str, int]] = {
     "types": 0,
+    "memory": 0,
     **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment"), 1),
     **dict.fromkeys(("graph", "runtime", "cache", "checkpoint", "files", "store", "points", "kernels"), 1),
     **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient", "deployment", "benchmark"), 2),
     **dict.fromkeys(("config", "repair", "distill", "export"), 3),
-    **dict.fromkeys(("score", "allocate", "results", "statistics", "damage"), 4),
+    **dict.fromkeys(("score", "allocate", "results", "statistics", "damage", "screen"), 4),
     **dict.fromkeys(("job", "refinement"), 5),
     **dict.fromkeys(("steps", "exporting"), 6),
     "search": 7,
@@ -31,7 +32,7 @@ FLOORS: Final[dict[str, int]] = {
 }
 """A folder is one room; its own modules must import each other in an order without a circle."""
 
-CALIBRATE: Final = {"types", "graph", "runtime", "moments", "patches", "store"}
+CALIBRATE: Final = {"types", "memory", "graph", "runtime", "moments", "patches", "store"}
 CONFIG: Final = {"types", "augment", "data", "deployment", "masks", "runtime", "verify"}
 LIBRARIES: Final = {
     # In export for the converters that come with it; only runtime opens sessions.

@@ -225,7 +225,7 @@ STAYS: Mapping[str, tuple[Callable[[], ModelProto], Mapping[str, Any], str]] = {
     "both-sides": (read_on_both_sides, {}, "its weight 'w' is also read by 'other'"),
     "bias-too": (weight_is_bias_too, {}, "its weight 'w' is also read by 'layer'"),
     "in-a-body": (read_in_a_body, {}, r"its weight 'w' is also read by 'if' \(If\)"),
-    "nan": (not_a_number, {}, "its weight 'w' holds NaN or infinity"),
+    "nan": (not_a_number, {}, "its weight 'w' holds NaN, infinity or numbers beyond"),
     "dynamic-bias": (dynamic_bias, {}, "its bias is computed at run time"),
     "first-operand": (first_operand, {}, "the constant is the first operand of Gemm"),
     "alpha-0": (alpha_zero, {}, "alpha is 0"),

@@ -98,15 +98,13 @@ def optimize(
     report_path: Path | None,
     config_path: Path | None,
     save_config: Path | None,
-    checkpoint: Path | None,
+    resume: Path | None,
     effort: str | None,
     quiet: bool,
     **_: Any,
 ) -> None:
     """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT (a folder with several --to forms)."""
     config = config_of(config_path, EFFORTS[effort] if effort else {})
-    if checkpoint is not None and not config.refine:
-        raise ConfigError("--resume is about refinement; give --refine EPOCHS too")
     target = target_of(model, output, output_option, in_place, dry_run)
     check_reports()
     for option, path in (("--json", json_path), ("--report", report_path)):
@@ -131,7 +129,7 @@ def optimize(
             holdout=holdout,
             cache_dir=cache_dir,
             in_place=in_place,
-            checkpoint=checkpoint,
+            resume=resume,
             progress=progress,
         )
     publish(report.of_result(result, command_line()), json_path, report_path, quiet=quiet)

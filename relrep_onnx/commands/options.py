@@ -123,7 +123,7 @@ def setting(flag: str, **kwargs: Any) -> Callable[[Command], Command]:
     field = kwargs.pop("field", flag.removeprefix("--").replace("-", "_"))
     default = None if kwargs.get("multiple") else getattr(DEFAULTS, field)
     return click.option(
-        flag, field, default=default, show_default=default is not None and not isinstance(default, tuple), **kwargs
+        flag, field, default=default, show_default=default is not None and not isinstance(default, tuple | bool), **kwargs
     )
 
 
@@ -144,6 +144,11 @@ DATA_OPTIONS = _options(
     setting("--color", type=click.Choice(["rgb", "bgr"]), help="Channel order the model wants."),
     setting("--batch-size", type=click.IntRange(1), help="Samples per run, where the model leaves it open."),
     setting("--num-samples", type=click.IntRange(1), help="Use only the first so many samples."),
+    setting(
+        "--skip-bad-samples",
+        is_flag=True,
+        help="Leave out, and count, samples that cannot be read, do not fit, or make the model fail or give NaN or infinity.",
+    ),
 )
 INPUT_SHAPE = setting(
     "--input-shape",
@@ -210,9 +215,8 @@ REFINE_OPTIONS = _options(
     ),
     click.option(
         "--resume",
-        "checkpoint",
-        type=OutputFile(),
-        help="Keep refinement's state in this file after each epoch; if it is there, go on from it.",
+        type=click.Path(file_okay=False, path_type=Path),
+        help="Keep each finished layer and epoch in this folder; the same command goes on from what is there.",
     ),
 )
 MAX_BYTES = setting("--max-bytes", type=Bytes(), help="Gate: largest size of a written file, its external data included.")

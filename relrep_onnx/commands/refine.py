@@ -46,7 +46,7 @@ def refine(
     in_place: bool,
     calib: str,
     holdout: str | None,
-    checkpoint: Path | None,
+    resume: Path | None,
     json_path: Path | None,
     report_path: Path | None,
     config_path: Path | None,
@@ -68,7 +68,7 @@ def refine(
             config_of(config_path),
             holdout=holdout,
             in_place=in_place,
-            checkpoint=checkpoint,
+            resume=resume,
             progress=progress,
         )
     publish(report.of_refined(result, command_line()), json_path, report_path, quiet=quiet)

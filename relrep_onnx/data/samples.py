@@ -24,6 +24,8 @@ from google.protobuf.message import DecodeError
 from relrep_onnx.data.images import Dim, ImageFormat, Preprocessing
 from relrep_onnx.types import Array, CalibrationError, ConfigError, RelRepError, TensorInfo
 
+GIVEN: Final = "the given data"
+
 # What the readers of numpy, zipfile, protobuf and Pillow raise on broken files, found by damaging files byte by byte.
 BROKEN: Final[tuple[type[Exception], ...]] = (
     OSError, ValueError, EOFError, MemoryError, RuntimeError, SyntaxError, TypeError, LookupError, ImportError, Warning,
@@ -89,8 +91,8 @@ class Input:
         if kinds <= {"i", "u"} and not np.array_equal(cast, array):
             raise CalibrationError(f"cannot hold the values from {array.min()} to {array.max()}; change them")
         if self.dtype.kind == "f" and not (finite := np.isfinite(cast)).all():
-            first = np.argwhere(np.atleast_1d(~finite))[0, 0]
-            raise CalibrationError(f"sample {first} holds NaN or Inf (as {self.dtype}); repair it or leave it out")
+            first = f"sample {np.argwhere(~finite)[0, 0]}" if cast.ndim and len(cast) > 1 else "it"
+            raise CalibrationError(f"{first} holds NaN or Inf (as {self.dtype}); repair it or leave it out")
         return cast
 
     def check(self, array: Array, whole: bool) -> None:
@@ -109,14 +111,18 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """What is never parted, as arrays by input name: a sample [1, ...]; or, alone in its run, a feed or batch of `samples`."""
+    """What is never parted, as arrays by input name: a sample [1, ...]; or, alone in its run, a feed or batch of `samples`.
+
+    `place` says where it comes from.
+    """
 
     arrays: Mapping[str, Array]
     alone: bool = False
     samples: int = 1
+    place: str = ""
 
 
-def entries_of(inputs: Sequence[Input], values: Mapping[str, object]) -> list[Entry]:
+def entries_of(inputs: Sequence[Input], values: Mapping[str, object], place: object = GIVEN) -> list[Entry]:
     """Fits one array to each input, and parts them where axis 0 counts samples or feeds; otherwise they are one feed."""
     arrays, extras = {}, set()
     for i in inputs:
@@ -129,7 +135,11 @@ def entries_of(inputs: Sequence[Input], values: Mapping[str, object]) -> list[En
     feeds = extras == {1} or (not extras and all(array.ndim == 1 for array in arrays.values()))
     uncut = not aligned or (not feeds and len(fixed_batches(inputs)) > 1)
     parts = [(...,)] if uncut else [(row if feeds else slice(row, row + 1), ...) for row in range(*lengths.pop())]
-    entries = [Entry({name: array[part] for name, array in arrays.items()}, feeds or uncut) for part in parts]
+    places = [f"{place}, sample {number}" for number in range(len(parts))] if len(parts) > 1 else [str(place)]
+    entries = [
+        Entry({name: array[part] for name, array in arrays.items()}, feeds or uncut, place=where)
+        for part, where in zip(parts, places, strict=True)
+    ]
     for i in inputs:
         with errors_naming(i):
             i.check(entries[0].arrays[i.name], feeds or uncut)
@@ -156,12 +166,16 @@ def join(run: Sequence[Entry]) -> Mapping[str, Array]:
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Samples in order, in whole batches where the model fixes them; `source` is the path, 'random' (made up) or 'python'."""
+    """Samples in order, in whole batches where the model fixes them; `source` is the path, 'random' (made up) or 'python'.
+
+    `left_out` says of each bad sample that was left out what is wrong with it.
+    """
 
     source: str
     random: bool
     inputs: Sequence[Input] = field(repr=False)
     entries: Sequence[Entry] = field(repr=False)
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return sum(entry.samples for entry in self.entries)
@@ -170,7 +184,12 @@ class Samples:
         """Feeds for the session, in the same order each time, of at most `batch_size` samples where the model leaves it free."""
         if batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; it must be at least 1")
-        return ({i.name: i.feed(arrays[i.name]) for i in self.inputs} for arrays in map(join, runs(self.entries, batch_size)))
+        return map(self.feeds, runs(self.entries, batch_size))
+
+    def feeds(self, run: Sequence[Entry]) -> dict[str, Array]:
+        """What the session gets of some entries that may run together."""
+        arrays = join(run)
+        return {i.name: i.feed(arrays[i.name]) for i in self.inputs}
 
     def shuffled(self, batch_size: int, rng: np.random.Generator) -> Iterator[dict[str, Array]]:
         """Full batches in random order, drawn anew each time; what is left of a shape is left out, unless it is all there is."""
@@ -180,8 +199,7 @@ class Samples:
             size = min(batch_size, len(members))
             batches += [order[first : first + size] for first in range(0, len(members) - size + 1, size)]
         for i in rng.permutation(len(batches)):
-            arrays = join(batches[i])
-            yield {wanted.name: wanted.feed(arrays[wanted.name]) for wanted in self.inputs}
+            yield self.feeds(batches[i])
 
     def shuffled_count(self, batch_size: int) -> int:
         """How many feeds `shuffled` gives."""

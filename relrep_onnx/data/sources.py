@@ -13,18 +13,21 @@ from typing import Final
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
+from relrep_onnx.data.arrays import read_arrays
 from relrep_onnx.data.images import Preprocessing
-from relrep_onnx.data.samples import Entry, Input, Samples, entries_of, errors_naming, fixed_batches, join, runs
+from relrep_onnx.data.samples import GIVEN, Entry, Input, Samples, entries_of, errors_naming, fixed_batches, join, runs
 from relrep_onnx.types import Array, CalibrationError, ConfigError, TensorInfo
 
-GIVEN: Final = "the given data"
 IMAGES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ARRAYS: Final = (".npz", ".npy")
 
 
 @dataclass(frozen=True)
 class DataOptions:
-    """How a source is read; `input_shapes` resolves symbolic dimensions of random data, `num_samples` takes the first ones."""
+    """How a source is read; `input_shapes` resolves symbolic dimensions of random data, `num_samples` takes the first ones.
+
+    `skip_bad` leaves out samples that cannot be read or do not fit, instead of failing on them.
+    """
 
     key: str | None = None
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -32,6 +35,7 @@ class DataOptions:
     num_samples: int | None = None
     random_range: tuple[float, float] | None = None
     seed: int = 0
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         if self.random_range is not None and not -math.inf < self.random_range[0] <= self.random_range[1] < math.inf:
@@ -64,10 +68,14 @@ def load_samples(source: object, inputs: Sequence[TensorInfo], options: DataOpti
         raise ConfigError("preprocessing cannot apply: no uint8 images feed a float input; leave it out")
     for batch in (fixed := fixed_batches(reader.inputs)):
         full = (run for run in runs(entries, batch) if run[0].alone or len(run) == batch)
-        entries = [run[0] if run[0].alone else Entry(join(run), alone=True, samples=batch) for run in full]
+        entries = [
+            run[0] if run[0].alone else Entry(join(run), True, batch, f"{run[0].place} and those after it") for run in full
+        ]
+    if not entries and reader.left_out:
+        raise CalibrationError(f"no sample is left; the first that was left out: {reader.left_out[0]}")
     if not entries:
         raise CalibrationError(f"{source if is_path else GIVEN}: too few samples; give {max(fixed, default=4)} or more")
-    return Samples(str(source) if is_path else "python", random, reader.inputs, entries)
+    return Samples(str(source) if is_path else "python", random, reader.inputs, entries, tuple(reader.left_out))
 
 
 def lasting(source: object) -> object:
@@ -94,12 +102,39 @@ def _feeds(source: object) -> Iterable[object]:
 class _Reader:
     inputs: Sequence[Input]
     options: DataOptions
+    left_out: list[str] = field(default_factory=list)
 
     def entries(self, source: object, random: bool) -> Iterator[Entry]:
         for place, part in [("random data", _random(self.inputs, self.options))] if random else self._parts(source):
-            with errors_naming(place):
-                entries = entries_of(self.inputs, self._arrays(part))
+            arrays: Mapping[str, object] = {}
+            try:
+                with errors_naming(place):
+                    arrays = self._arrays(part)
+                    entries = entries_of(self.inputs, arrays, place)
+            except CalibrationError as error:
+                if not self.options.skip_bad:
+                    raise
+                entries = list(self._good(arrays, place, error))
             yield from entries
+
+    def _good(self, arrays: Mapping[str, object], place: object, error: CalibrationError) -> Iterator[Entry]:
+        """The samples of a part that fit, if it can be parted; of the others is kept what is wrong with them."""
+        parted = [value for value in arrays.values() if isinstance(value, np.ndarray) and value.ndim]
+        lengths = {len(value) for value in parted}
+        if not parted or len(parted) < len(arrays) or len(lengths) > 1 or lengths <= {0, 1}:
+            self.left_out.append(str(error))
+            return
+        for row in range(lengths.pop()):
+            where = f"{place}, sample {row}"
+            try:
+                with errors_naming(where):
+                    entries = entries_of(
+                        self.inputs, {name: value[row : row + 1] for name, value in zip(arrays, parted, strict=True)}, where
+                    )
+            except CalibrationError as one:
+                self.left_out.append(str(one))
+            else:
+                yield from entries
 
     def _parts(self, source: object) -> Iterable[tuple[object, object]]:
         """What is read in one go, each with the place that errors name."""
@@ -118,11 +153,12 @@ class _Reader:
                 return self._pick({"(unnamed)": part})
             case Path() if part.is_dir():
                 return self._pick(_read_test_data(part, [i.name for i in self.inputs]))
+            case Path() if not part.is_file():
+                raise CalibrationError("not a regular file; leave it out")
             case Path() if part.suffix.lower() in IMAGES:
                 return self._arrays(self.inputs[0].images.read(part))
             case Path():
-                with part.open("rb") as file:  # np.load would leave a broken one open
-                    return self._arrays(np.load(file, allow_pickle=False))
+                return self._arrays(read_arrays(part))
         raise CalibrationError(f"got a {type(part).__name__}; give a mapping of input name to array")
 
     def _pick(self, arrays: Mapping[str, object]) -> dict[str, object]:

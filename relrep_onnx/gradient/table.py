@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto, TensorProto
 
 from relrep_onnx.gradient import activations, convolution, elementwise, linear, movement, normalization, reduction
 from relrep_onnx.gradient.elementwise import Gradients
@@ -43,8 +42,11 @@ def _not_constant(node: NodeProto) -> str | None:
 
 
 def _no_float(node: NodeProto) -> str | None:
-    kind = np.dtype(helper.tensor_dtype_to_np_dtype(int(number(node, "to", 1)))).kind
-    return None if kind == "f" else "it makes numbers that are no floats"
+    return (
+        None
+        if int(number(node, "to", 1)) in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+        else "it makes numbers that are no floats"
+    )
 
 
 RULES: Final[Mapping[str, Rule]] = {

@@ -2,6 +2,7 @@
 
 from relrep_onnx.graph.blocks import block_ends
 from relrep_onnx.graph.branches import branch_scale
+from relrep_onnx.graph.external import check_external
 from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, display_name, reads
 from relrep_onnx.graph.layers import count_zeros, find_layers, read_weight
 from relrep_onnx.graph.model import (
@@ -34,6 +35,7 @@ __all__ = [
     "as_stored",
     "block_ends",
     "branch_scale",
+    "check_external",
     "check_target",
     "count_zeros",
     "detach",

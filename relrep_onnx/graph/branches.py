@@ -52,7 +52,10 @@ def _branch_end(graph: Graph, layer: Layer) -> tuple[str, FloatArray] | None:
             gamma, variance = (graph.value(node.input[i]) for i in (1, 4))
             if gamma is None or variance is None:
                 return None
-            scale = scale * gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + number(node, "epsilon", 1e-5))
+            spread = variance.astype(np.float64) + number(node, "epsilon", 1e-5)
+            if not (spread > 0).all():
+                return None
+            scale = scale * gamma.astype(np.float64) / np.sqrt(spread)
         elif node.op_type == "Add":
             if node.input[0] == node.input[1]:
                 return None

@@ -17,6 +17,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto,
 from relrep_onnx.types import Array, ModelError
 
 PASS_THROUGH: Final = frozenset({"Identity", "Cast", "Transpose", "Reshape"})
+LONGEST_CHAIN: Final = 100
 RANDOM: Final = frozenset({"RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Multinomial", "Bernoulli"})
 STANDARD_DOMAINS: Final = ("", "ai.onnx")
 
@@ -121,9 +122,11 @@ class Graph:
         return max((o.version for o in self.model.opset_import if o.domain in STANDARD_DOMAINS), default=1)
 
     def constant(self, name: str) -> Constant | None:
-        """The stored tensor behind `name`, or None where it is computed some other way."""
+        """The stored tensor behind `name`, or None where it is computed some other way, or behind too long a chain."""
         steps: list[NodeProto] = []
         while name not in self.tensors:
+            if len(steps) == LONGEST_CHAIN:
+                return None
             node = self.producers.get(name)
             if node is None or node.op_type not in PASS_THROUGH or not is_standard(node) or not node.input:
                 return None
@@ -150,17 +153,24 @@ class Graph:
     def through(self, steps: tuple[NodeProto, ...], array: Array, *, cast: bool) -> Array:
         """Applies pass-through nodes to an array; `cast=False` moves elements only (used on index arrays)."""
         for node in steps:
-            if node.op_type == "Transpose":
-                array = array.transpose(ints(node, "perm", tuple(reversed(range(array.ndim)))))
-            elif node.op_type == "Reshape":
-                target = self._reshape_target(node)
-                if target is None:
-                    raise ModelError(f"the shape that {display_name(node)!r} gives a constant is not constant itself")
-                copies = not attribute(node, "allowzero", 0)  # a 0 then means: as long as this axis was
-                sizes = [array.shape[i] if size == 0 and copies else size for i, size in enumerate(target)]
-                array = array.reshape(sizes)
-            elif node.op_type == "Cast" and cast:
-                array = array.astype(helper.tensor_dtype_to_np_dtype(int(number(node, "to", TensorProto.FLOAT))))
+            try:
+                array = self._step(node, array, cast)
+            except (ValueError, TypeError, LookupError) as error:
+                what = f"{display_name(node)!r} ({node.op_type})"
+                raise ModelError(f"{what} does not fit the constant it reads: {error}; export the model anew") from error
+        return array
+
+    def _step(self, node: NodeProto, array: Array, cast: bool) -> Array:
+        if node.op_type == "Transpose":
+            return array.transpose(ints(node, "perm", tuple(reversed(range(array.ndim)))))
+        if node.op_type == "Reshape":
+            target = self._reshape_target(node)
+            if target is None:
+                raise ValueError("the shape it gives is not constant itself")
+            copies = not attribute(node, "allowzero", 0)  # a 0 then means: as long as this axis was
+            return array.reshape([array.shape[i] if size == 0 and copies else size for i, size in enumerate(target)])
+        if node.op_type == "Cast" and cast:
+            return array.astype(helper.tensor_dtype_to_np_dtype(int(number(node, "to", TensorProto.FLOAT))))
         return array
 
     def _reshape_target(self, node: NodeProto) -> tuple[int, ...] | None:
@@ -173,12 +183,17 @@ class Graph:
 
     def readers(self, root: str) -> list[tuple[NodeProto | None, int]]:
         """Nodes that read a stored tensor, looking through pass-through nodes; None stands for the graph's own outputs."""
-        found: list[tuple[NodeProto | None, int]] = [(None, -1)] if root in self.outputs else []
-        for node, slot in self.consumers.get(root, []):
-            if node.op_type in PASS_THROUGH and is_standard(node) and slot == 0:
-                found.extend(self.readers(node.output[0]))
-            else:
-                found.append((node, slot))
+        found: list[tuple[NodeProto | None, int]] = []
+        waiting = [root]
+        while waiting:
+            name = waiting.pop(0)
+            if name in self.outputs:
+                found.append((None, -1))
+            for node, slot in self.consumers.get(name, []):
+                if node.op_type in PASS_THROUGH and is_standard(node) and slot == 0 and node.output:
+                    waiting.append(node.output[0])
+                else:
+                    found.append((node, slot))
         return found
 
     @property

@@ -15,7 +15,7 @@ from relrep_onnx.graph.filters import are_tones, has_long_kernels
 from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, subgraphs
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
 from relrep_onnx.graph.stages import levels
-from relrep_onnx.types import ConfigError, FloatArray, Layer, Selection, Skipped, Use
+from relrep_onnx.types import EXTREME, ConfigError, FloatArray, Layer, Selection, Skipped, Use
 
 # Older ONNX, such as 1.17, reads bfloat16 as numpy's float32, which would be written back as another type.
 _BFLOAT16 = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)).itemsize == 2
@@ -133,6 +133,8 @@ def _weight_of(graph: Graph, node: NodeProto) -> _Found | None:
     operator = OPERATORS.get(node.op_type) if is_standard(node) else None
     if operator is None:
         return None
+    if not node.output[0]:
+        raise NotPrunable("nothing reads its output")
     constants = [(slot, graph.constant(node.input[slot])) for slot in operator.weight_slots if slot < len(node.input)]
     slot, constant = next(((s, c) for s, c in constants if c is not None), (0, None))
     if constant is None:
@@ -182,8 +184,8 @@ def _sharing_problem(graph: Graph, root: str, users: Sequence[_Found]) -> str | 
             return f"its weight {root!r} is also read by {display_name(node)!r} ({node.op_type})"
     if any(not users[0].same_reading(user) for user in users[1:]):
         return f"its weight {root!r} is read by several nodes in different ways"
-    if not np.isfinite(graph.stored(root).astype(np.float64)).all():
-        return f"its weight {root!r} holds NaN or infinity"
+    if not (np.abs(graph.stored(root).astype(np.float64)) <= EXTREME).all():  # NaN too
+        return f"its weight {root!r} holds NaN, infinity or numbers beyond {EXTREME:g}"
     return None
 
 

@@ -12,18 +12,16 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
-from onnx.checker import ValidationError
-from onnx.external_data_helper import ExternalDataInfo, load_external_data_for_tensor, uses_external_data
+from onnx import ModelProto, TensorProto, numpy_helper
 
-from relrep_onnx.graph.index import subgraphs
+from relrep_onnx.graph.external import location_of, read_external, stored_tensors
+from relrep_onnx.graph.sound import make_sound
 from relrep_onnx.graph.storage import is_large, without_data
 from relrep_onnx.types import ConfigError, ModelError
 
@@ -59,7 +57,7 @@ def load(source: ModelSource) -> LoadedModel:
     """Loads a model; a ModelProto is copied, never changed.
 
     Raises:
-        ModelError: no such file, not ONNX, or external data that is missing or lies outside the model's folder.
+        ModelError: no such file, not ONNX or not sound, or external data that is missing or lies outside the model's folder.
     """
     if isinstance(source, ModelProto):
         model = ModelProto()
@@ -68,6 +66,8 @@ def load(source: ModelSource) -> LoadedModel:
     else:
         path = Path(source)
         try:
+            if path.exists() and not (path.is_file() or path.is_dir()):  # a pipe or a device may have no end
+                raise ModelError(f"{str(path)!r} is not a regular file; give the path of an ONNX model")
             model = ModelProto.FromString(path.read_bytes())
         except OSError as error:
             raise ModelError(f"cannot read the model {str(path)!r}: {error.strerror}") from error
@@ -76,65 +76,8 @@ def load(source: ModelSource) -> LoadedModel:
     where = str(path) if path else "the given model"
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{where!r} is not an ONNX model: it holds no graph")
-    external = _load_external(model, path)
-    notes = _densify(model)
-    return LoadedModel(model, path, external, notes)
-
-
-def _load_external(model: ModelProto, path: Path | None) -> dict[str, str]:
-    external: dict[str, str] = {}
-    for tensor in _stored_tensors(model):
-        if not uses_external_data(tensor):
-            continue
-        if path is None:
-            raise ModelError(f"tensor {tensor.name!r} lies in an external file; give the model's path instead of the object")
-        location = ExternalDataInfo(tensor).location
-        tensor.name = tensor.name or f"external_{len(external)}"  # unnamed ones could not be told apart when they are saved
-        try:
-            load_external_data_for_tensor(tensor, str(path.parent))
-        except (ValidationError, OSError, ValueError, RuntimeError) as error:
-            raise ModelError(f"the external data {location!r} of tensor {tensor.name!r} cannot be read: {error}") from error
-        tensor.ClearField("data_location")
-        del tensor.external_data[:]
-        external[tensor.name] = location
-    return external
-
-
-def _stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
-    yield from _tensors_of(model.graph)
-    for function in model.functions:
-        yield from _tensors_in(function.node)
-
-
-def _tensors_of(graph: GraphProto) -> Iterator[TensorProto]:
-    yield from graph.initializer
-    yield from _tensors_in(graph.node)
-
-
-def _tensors_in(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
-    for node in nodes:
-        for item in node.attribute:
-            if item.HasField("t"):
-                yield item.t
-            yield from item.tensors
-        for inner in subgraphs(node):
-            yield from _tensors_of(inner)
-
-
-def _densify(model: ModelProto) -> tuple[str, ...]:
-    """Turns sparse initializers into dense ones: most tools, ONNX Runtime's own among them, drop or break sparse ones."""
-    notes = []
-    for sparse in model.graph.sparse_initializer:
-        values = numpy_helper.to_array(sparse.values)
-        dense = np.zeros(int(np.prod(sparse.dims, dtype=np.int64)), values.dtype)
-        indices = numpy_helper.to_array(sparse.indices)
-        if indices.ndim == 2:
-            indices = np.ravel_multi_index(tuple(indices.T), tuple(sparse.dims))
-        dense[indices] = values
-        model.graph.initializer.append(numpy_helper.from_array(dense.reshape(tuple(sparse.dims)), sparse.values.name))
-        notes.append(f"the sparse initializer {sparse.values.name!r} was made dense")
-    del model.graph.sparse_initializer[:]
-    return tuple(notes)
+    external = read_external(model, path)
+    return LoadedModel(model, path, external, make_sound(model))
 
 
 def _raw(tensor: TensorProto) -> bytes:
@@ -188,7 +131,7 @@ class Staged:
     def _write_external(self, model: ModelProto, copy: ModelProto, external: Mapping[str, str]) -> None:
         """Writes the data of `model` and lets the tensors of `copy`, where they are still empty, refer to them."""
         files: dict[str, list[tuple[TensorProto, TensorProto]]] = {}
-        for tensor, reference in zip(_stored_tensors(model), _stored_tensors(copy), strict=True):
+        for tensor, reference in zip(stored_tensors(model), stored_tensors(copy), strict=True):
             if tensor.name in external:
                 files.setdefault(external[tensor.name], []).append((tensor, reference))
         for number, tensors in enumerate(files.values()):
@@ -248,7 +191,7 @@ class Staged:
             model = ModelProto.FromString(path.read_bytes())
         except (OSError, DecodeError):
             return set()
-        names = {ExternalDataInfo(t).location for t in _stored_tensors(model) if uses_external_data(t)}
+        names = {location for t in stored_tensors(model) if (location := location_of(t))}
         ours = re.compile(rf"{re.escape(self.target.name)}\.[0-9a-f]{{{HASH_LENGTH}}}(-[0-9]+)?\.data")
         return {path.with_name(name) for name in names if ours.fullmatch(name)}
 

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Final
 
 from google.protobuf.message import Message
-from onnx import ModelProto, helper, version_converter
+from onnx import ModelProto, helper, shape_inference, version_converter
 
 from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph
 from relrep_onnx.types import ModelError
@@ -85,7 +85,7 @@ def raise_opset(model: ModelProto, least: int) -> ModelProto:
         return model
     try:
         raised: ModelProto = version_converter.convert_version(model, least)
-    except (RuntimeError, ValueError, version_converter.ConvertError) as error:
+    except (RuntimeError, ValueError, version_converter.ConvertError, shape_inference.InferenceError) as error:
         raise ModelError(
             f"the model has operator set {before}, {least} is needed, and ONNX cannot convert it "
             f"({str(error).splitlines()[0]}); export it anew with a newer operator set"

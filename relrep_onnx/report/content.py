@@ -209,6 +209,7 @@ def _reproduction(
         "calibration data": "random data" if provenance.random_data else provenance.data,
         "calibration data, hash": provenance.data_sha256,
         "calibration samples": words.count(provenance.calibration_samples),
+        **({"bad samples left out": words.count(len(provenance.left_out))} if provenance.left_out else {}),
         **made,
         "allocate": allocate or config.allocate,
         "pattern": config.pattern,
