@@ -49,6 +49,7 @@ def assert_as_before(place: Path, *also: str) -> None:
 # Runs the command in an interpreter of its own; FAULT happens when the sparse model is written and about to be verified.
 CHILD = """
 import os, signal, resource, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests in the background has it ignored
 from relrep_onnx import pipeline
 from relrep_onnx.cli import main
 compared = pipeline.compare_sessions
