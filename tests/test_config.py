@@ -238,8 +238,8 @@ def test_each_setting_reaches_its_place() -> None:
     config = Config(
         sparsity=0.5, budget="macs", min_layer_sparsity=0.1, max_layer_sparsity=0.9, layer_sparsity={"a": 0.2},
         min_size=7, nodes_to_exclude=("n",), op_types=("Conv",), calib_key="k", image_size=(2, 3), mean=(1.0,), std=(2.0,),
-        scale=3.0, layout="nhwc", color="bgr", input_shape={"x": (1, 2)}, random_range=(0.0, 9.0), num_samples=5, seed=4, skip_bad_samples=True,
-        threads=2, providers=("P",), custom_op_library="lib.so",
+        scale=3.0, layout="nhwc", color="bgr", input_shape={"x": (1, 2)}, random_range=(0.0, 9.0), num_samples=5, seed=4,
+        skip_bad_samples=True, threads=2, providers=("P",), custom_op_library="lib.so",
         eval="m:f", max_error=0.3, min_agreement=0.6, min_metric=0.7, max_bytes=8,
     )  # fmt: skip
     assert dataclasses.astuple(config.as_budget()) == (0.5, "macs", 0.1, 0.9, {"a": 0.2})
