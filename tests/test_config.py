@@ -239,12 +239,12 @@ def test_each_setting_reaches_its_place() -> None:
         sparsity=0.5, budget="macs", min_layer_sparsity=0.1, max_layer_sparsity=0.9, layer_sparsity={"a": 0.2},
         min_size=7, nodes_to_exclude=("n",), op_types=("Conv",), calib_key="k", image_size=(2, 3), mean=(1.0,), std=(2.0,),
         scale=3.0, layout="nhwc", color="bgr", input_shape={"x": (1, 2)}, random_range=(0.0, 9.0), num_samples=5, seed=4,
-        threads=2, providers=("P",), custom_op_library="lib.so",
+        skip_bad_samples=True, threads=2, providers=("P",), custom_op_library="lib.so",
         eval="m:f", max_error=0.3, min_agreement=0.6, min_metric=0.7, max_bytes=8,
     )  # fmt: skip
     assert dataclasses.astuple(config.as_budget()) == (0.5, "macs", 0.1, 0.9, {"a": 0.2})
     assert dataclasses.astuple(config.as_selection()) == (7, ("n",), ("Conv",))
-    assert dataclasses.astuple(config.as_runtime()) == (2, ("P",), ("lib.so",))
+    assert dataclasses.astuple(config.as_runtime()) == (2, ("P",), ("lib.so",), True)
     images = ((2, 3), (1.0,), (2.0,), 3.0, "nhwc", "bgr")
-    assert dataclasses.astuple(config.as_data()) == ("k", images, {"x": (1, 2)}, 5, (0.0, 9.0), 4)
+    assert dataclasses.astuple(config.as_data()) == ("k", images, {"x": (1, 2)}, 5, (0.0, 9.0), 4, True)
     assert dataclasses.astuple(config.as_gates()) == (0.3, 0.6, 0.7, 8)
