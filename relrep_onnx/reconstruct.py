@@ -186,7 +186,7 @@ def search(quadratic: Quadratic, choose: Choose, dense: FloatArray) -> tuple[Boo
 
 @dataclass(frozen=True, eq=False)
 class _Spectrum:
-    """A scaled to unit diagonal by `unit`, float32[groups, 1, cols], and decomposed, in float32.
+    """A scaled to unit diagonal by `unit`, float64[groups, 1, cols], and decomposed, in float32.
 
     A = Q L Q' + floor (I - Q Q'): `values` are L, [groups, 1, m], `vectors` are Q, [groups, cols, m].  Q is complete and `floor`
     infinite where H is a matrix; else Q spans the rows of F, and `floor` is `ridge`.  `ridge` is that of A, [groups, 1, cols]:
@@ -202,19 +202,21 @@ class _Spectrum:
     @classmethod
     def of(cls, quadratic: Quadratic) -> _Spectrum:
         inputs = quadratic.inputs
-        ridge = quadratic.ridge[:: quadratic.per_group, None, None].astype(np.float32)  # every row of a group has the same
-        unit = (1 / np.sqrt(inputs.diagonal[:, None, :] + ridge)).astype(np.float32)
-        ridge = ridge * unit**2
+        # Scaled in float64: what stands before may lie outside of float32's range.
+        shift = quadratic.ridge[:: quadratic.per_group, None, None]  # every row of a group has the same
+        unit = 1 / np.sqrt(inputs.diagonal[:, None, :] + shift)
+        ridge = (shift * unit**2).astype(np.float32)
         if inputs.factor is None:
             places = np.arange(unit.shape[2])
-            matrix = inputs.gram.astype(np.float32)
-            matrix *= unit
-            matrix *= unit.swapaxes(1, 2)
+            scaled = inputs.gram * unit
+            scaled *= unit.swapaxes(1, 2)
+            matrix = scaled.astype(np.float32)
+            del scaled
             matrix[:, places, places] += ridge[:, 0]
             values, vectors = np.linalg.eigh(matrix)
-            return cls(unit, ridge, values.clip(min=0.0)[:, None, :], vectors, np.full_like(unit[:, :, :1], np.inf))
+            return cls(unit, ridge, values.clip(min=0.0)[:, None, :], vectors, np.full_like(ridge[:, :, :1], np.inf))
         ridge = ridge.mean(axis=2, keepdims=True)
-        rows = inputs.factor.astype(np.float32) * (unit / np.float32(np.sqrt(max(inputs.count, 1))))
+        rows = (inputs.factor * (unit / np.sqrt(max(inputs.count, 1)))).astype(np.float32)
         squares, left = np.linalg.eigh(rows @ rows.swapaxes(1, 2))
         seen = squares > NOISE * squares.max(axis=1, keepdims=True)
         scale = seen / np.sqrt(np.where(seen, squares, 1))

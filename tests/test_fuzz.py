@@ -28,6 +28,7 @@ FAILED: Final = {
     ("model", 340): "three thousand Identity nodes in a chain took for ever",
     ("model", 20_020): "a BatchNormalization with too few inputs",
     ("model", 1468): "numbers too small for a quotient",
+    ("model", 2952): "inputs too small for float32: no eigenvalues",
 }
 """What was wrong with each of these; the seed makes the same file for as long as `tools/hostile.py` stays as it is."""
 MORE: Final = [*(("model", seed) for seed in range(20_000, 20_120)), *(("data", seed) for seed in range(20_000, 20_060))]

@@ -251,6 +251,19 @@ def test_the_search_solves_its_systems(n: int, groups: int) -> None:
         np.testing.assert_allclose(got[group], np.linalg.solve(matrix + 0.3 * np.eye(24), right[group].T).T, atol=1e-4)
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e18])
+@pytest.mark.parametrize("n", [10, 400])
+def test_the_search_takes_what_float32_cannot(n: int, size: float) -> None:
+    moments, weight = moments_of(23, n, 1, 24, 8)
+    inputs = moments.inputs
+    matrix, factor = (None if part is None else part * scale for part, scale in ((inputs.matrix, size**2), (inputs.factor, size)))
+    extreme = Moments.dense(Covariance(inputs.count, inputs.mean * size, matrix, factor), weight)
+    usual = Moments.dense(inputs, weight)
+    one = task(conv_layer(8, 8, 3), usual, weight, 96)
+    found, expected = search_and_reconstruct(replace(one, moments=extreme)), search_and_reconstruct(one)
+    np.testing.assert_allclose(found.weight, expected.weight, atol=1e-6)
+
+
 def quadratic_of(moments: Moments, weight: FloatArray) -> room.Quadratic:
     ridge = moments.inputs.ridge[0].repeat(len(weight) // len(moments.inputs.mean))
     return room.Quadratic(moments.inputs, ridge, moments.cross + ridge[:, None] * weight)
