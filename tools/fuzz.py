@@ -1,6 +1,6 @@
 """Hostile models and data through the real commands: `python tools/fuzz.py [--models N] [--data N] [--first SEED]`.
 
-Each case is written by its seed (`tools/hostile.py`) and goes through `inspect` and `optimize`, or as calibration data through
+Each case is written by its seed (`tools/hostile*.py`) and goes through `inspect` and `optimize`, or as calibration data through
 `optimize`, inside a worker process that is used until it dies.  A finding is: a traceback or anything but one sentence; an exit
 code other than 0, 1, 2, 3; a time limit passed; memory beyond a limit; an output or a temporary file left by a command that
 failed; a file outside the model's folder opened by anyone, ONNX Runtime included (watched by inotify, on Linux).  A worker that
@@ -133,7 +133,7 @@ QUICK: Final = (
 
 def run_case(kind: str, seed: int, watch: Watch) -> Outcome:
     """One case in a folder that goes away."""
-    from tools import hostile
+    from tools import hostile, hostile_data
 
     with tempfile.TemporaryDirectory(prefix="relrep-fuzz-") as place:
         folder, results = Path(place), list[tuple[int, str, str, str]]()
@@ -151,7 +151,7 @@ def run_case(kind: str, seed: int, watch: Watch) -> Outcome:
 
             path = folder / "model.onnx"
             path.write_bytes(hostile.conv(np.random.default_rng(0)).SerializeToString())
-            data, what = hostile.write_data(seed, folder)
+            data, what = hostile_data.write_data(seed, folder)
             skip = ("--skip-bad-samples",) if seed % 2 else ()
             steps = [("optimize", path, path.with_name("out.onnx"), "--calib", data, *QUICK, "--allocate", "uniform", *skip)]
         secret.parent.mkdir(exist_ok=True)
@@ -208,7 +208,7 @@ def worker() -> None:
     """Reads cases, a line each, and answers with their outcomes, a line each."""
     answers = os.fdopen(os.dup(1), "w")
     import relrep_onnx.cli  # noqa: F401  before memory is counted
-    from tools import hostile  # noqa: F401
+    from tools import hostile, hostile_data  # noqa: F401
 
     command("--version")
     limit = address_space() + MEMORY

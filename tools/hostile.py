@@ -1,14 +1,12 @@
-"""Hostile files for `tools/fuzz.py`: small sound models and data files, damaged by a seed in one to three places.
+"""Hostile models for `tools/fuzz.py`: small sound ones, damaged by a seed in one to three places (data: `hostile_data.py`).
 
 Every file is a pure function of its kind and its seed.  Models live in `FOLDER/model`; what must never be read lies beside it.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import struct
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -188,7 +186,7 @@ def _graphs(graph: GraphProto) -> Iterator[GraphProto]:
                 yield from _graphs(inner)
 
 
-def _pick(rng: Random, items: Sequence[Any]) -> Any:
+def pick(rng: Random, items: Sequence[Any]) -> Any:
     return items[int(rng.integers(len(items)))] if len(items) else None
 
 
@@ -209,12 +207,12 @@ def _strings(model: ModelProto) -> list[str]:
 
 def change_dims(rng: Random, model: ModelProto) -> None:
     """A stored tensor of another shape."""
-    tensor = _pick(rng, _tensors(model))
+    tensor = pick(rng, _tensors(model))
     if tensor is None:
         return
     what = rng.integers(5)
     if what == 0 or not tensor.dims:
-        tensor.dims.append(_pick(rng, ODD))
+        tensor.dims.append(pick(rng, ODD))
     elif what == 1:
         del tensor.dims[int(rng.integers(len(tensor.dims)))]
     elif what == 2:
@@ -222,12 +220,12 @@ def change_dims(rng: Random, model: ModelProto) -> None:
     elif what == 3:
         tensor.dims[:] = [2**32, 2**32, 0 if rng.random() < 0.3 else 4]
     else:
-        tensor.dims[int(rng.integers(len(tensor.dims)))] = _pick(rng, ODD)
+        tensor.dims[int(rng.integers(len(tensor.dims)))] = pick(rng, ODD)
 
 
 def change_values(rng: Random, model: ModelProto) -> None:
     """NaN, infinities, extremes, or too few or too many bytes."""
-    tensor = _pick(rng, _tensors(model))
+    tensor = pick(rng, _tensors(model))
     if tensor is None:
         return
     raw, what = bytearray(tensor.raw_data), rng.integers(6)
@@ -242,7 +240,7 @@ def change_values(rng: Random, model: ModelProto) -> None:
         tensor.float_data.extend([float("nan")] * int(rng.integers(3)))
         tensor.int32_data.extend([int(v) for v in rng.integers(-(2**31), 2**31, int(rng.integers(3)))])
     elif len(raw) >= 4:
-        odd = _pick(rng, [float("nan"), float("inf"), -float("inf"), 3e38, 1e-45, -0.0])
+        odd = pick(rng, [float("nan"), float("inf"), -float("inf"), 3e38, 1e-45, -0.0])
         place = 4 * int(rng.integers(len(raw) // 4))
         whole = what == 5
         raw[0 if whole else place : None if whole else place + 4] = struct.pack("<f", odd) * (len(raw) // 4 if whole else 1)
@@ -251,51 +249,51 @@ def change_values(rng: Random, model: ModelProto) -> None:
 
 def change_attribute(rng: Random, model: ModelProto) -> None:
     """An attribute removed, doubled, renamed, of another type, or with an odd value."""
-    node = _pick(rng, [node for node in _nodes(model) if node.attribute])
+    node = pick(rng, [node for node in _nodes(model) if node.attribute])
     if node is None:
         return
-    item = _pick(rng, node.attribute)
+    item = pick(rng, node.attribute)
     what = rng.integers(6)
     if what == 0:
         node.attribute.remove(item)
     elif what == 1:
         node.attribute.add().CopyFrom(item)
     elif what == 2:
-        item.name = str(_pick(rng, [*NAMES, "group", "pads", "transB", "to", "perm", "shape", "value"]))
+        item.name = str(pick(rng, [*NAMES, "group", "pads", "transB", "to", "perm", "shape", "value"]))
     elif what == 3:
         item.type = int(rng.integers(0, 15))
     elif item.ints:
-        item.ints[int(rng.integers(len(item.ints)))] = _pick(rng, ODD)
+        item.ints[int(rng.integers(len(item.ints)))] = pick(rng, ODD)
         if rng.random() < 0.2:
-            item.ints.extend([_pick(rng, ODD)] * int(rng.integers(1, 5)))
+            item.ints.extend([pick(rng, ODD)] * int(rng.integers(1, 5)))
     elif item.type == AttributeProto.INT:
-        item.i = _pick(rng, ODD)
+        item.i = pick(rng, ODD)
     elif item.type == AttributeProto.FLOAT:
-        item.f = _pick(rng, [0.0, float("nan"), float("inf"), -1.0, 1e-45, 3e38])
+        item.f = pick(rng, [0.0, float("nan"), float("inf"), -1.0, 1e-45, 3e38])
     else:
         item.ClearField("t")
 
 
 def add_attribute(rng: Random, model: ModelProto) -> None:
     """An attribute that was not there, with odd values."""
-    node = _pick(rng, _nodes(model))
+    node = pick(rng, _nodes(model))
     if node is None:
         return
-    name = _pick(rng, ADDED)
-    value: Any = _pick(rng, ODD)
+    name = pick(rng, ADDED)
+    value: Any = pick(rng, ODD)
     if name in ("alpha", "beta", "epsilon"):
-        value = float(_pick(rng, [0.0, float("nan"), float("inf"), -1.0, 1e-45]))
+        value = float(pick(rng, [0.0, float("nan"), float("inf"), -1.0, 1e-45]))
     elif name == "auto_pad":
-        value = _pick(rng, ["SAME_UPPER", "SAME_LOWER", "VALID", "", "\xff", "OTHER"])
+        value = pick(rng, ["SAME_UPPER", "SAME_LOWER", "VALID", "", "\xff", "OTHER"])
     elif name.endswith(("s", "shape", "padding", "perm")):
-        value = [_pick(rng, ODD) for _ in range(int(rng.integers(0, 6)))]
+        value = [pick(rng, ODD) for _ in range(int(rng.integers(0, 6)))]
         value = value or [1]
     node.attribute.append(helper.make_attribute(name, value))
 
 
 def change_node(rng: Random, model: ModelProto) -> None:
     """A node removed, doubled, out of order, of another kind, or wired otherwise; cycles too."""
-    graph = _pick(rng, list(_graphs(model.graph)))
+    graph = pick(rng, list(_graphs(model.graph)))
     nodes = graph.node
     if not nodes:
         return
@@ -310,27 +308,27 @@ def change_node(rng: Random, model: ModelProto) -> None:
         del nodes[:]
         nodes.extend(order)
     elif what == 3:
-        node.op_type = str(_pick(rng, [*(n.op_type for n in nodes), "Identity", "Constant", "MatMul", "NoSuchOp", "Loop", ""]))
+        node.op_type = str(pick(rng, [*(n.op_type for n in nodes), "Identity", "Constant", "MatMul", "NoSuchOp", "Loop", ""]))
     elif what == 4:
-        node.domain = str(_pick(rng, ["ai.onnx", "com.microsoft", "ai.onnx.ml", "no.such", "\x1b"]))
+        node.domain = str(pick(rng, ["ai.onnx", "com.microsoft", "ai.onnx.ml", "no.such", "\x1b"]))
     elif what == 5 and node.input:
-        node.input[int(rng.integers(len(node.input)))] = _pick(rng, [*_strings(model), *NAMES])
+        node.input[int(rng.integers(len(node.input)))] = pick(rng, [*_strings(model), *NAMES])
     elif what == 6 and node.output:
-        node.output[int(rng.integers(len(node.output)))] = _pick(rng, [*_strings(model), *NAMES])
+        node.output[int(rng.integers(len(node.output)))] = pick(rng, [*_strings(model), *NAMES])
     elif what == 7:
         field = node.input if rng.random() < 0.6 else node.output
         if field:
             del field[int(rng.integers(len(field))) :]
     else:
-        node.name = str(_pick(rng, NAMES))
+        node.name = str(pick(rng, NAMES))
 
 
 def add_loop(rng: Random, model: ModelProto) -> None:
     """Nodes in a circle, or a very long chain, in front of a weight."""
-    node = _pick(rng, [n for n in model.graph.node if len(n.input) > 1])
+    node = pick(rng, [n for n in model.graph.node if len(n.input) > 1])
     if node is None:
         return
-    kind = str(_pick(rng, ["Identity", "Transpose", "Relu"]))
+    kind = str(pick(rng, ["Identity", "Transpose", "Relu"]))
     if rng.random() < 0.7:
         names = [f"loop{i}" for i in range(int(rng.integers(1, 4)))]
     else:
@@ -344,48 +342,48 @@ def add_loop(rng: Random, model: ModelProto) -> None:
 
 def change_value(rng: Random, model: ModelProto) -> None:
     """An input, an output or an inner value removed, doubled, renamed, or of another type or shape."""
-    graph = _pick(rng, list(_graphs(model.graph)))
-    values = _pick(rng, [graph.input, graph.output, graph.value_info])
+    graph = pick(rng, list(_graphs(model.graph)))
+    values = pick(rng, [graph.input, graph.output, graph.value_info])
     if not values:
-        graph.value_info.append(_value(str(_pick(rng, [*_strings(model), *NAMES])), [_pick(rng, ODD)] * int(rng.integers(0, 6))))
+        graph.value_info.append(_value(str(pick(rng, [*_strings(model), *NAMES])), [pick(rng, ODD)] * int(rng.integers(0, 6))))
         return
-    value, what = _pick(rng, values), rng.integers(6)
+    value, what = pick(rng, values), rng.integers(6)
     dims = value.type.tensor_type.shape.dim
     if what == 0:
         values.remove(value)
     elif what == 1:
         values.add().CopyFrom(value)
     elif what == 2:
-        value.name = str(_pick(rng, [*_strings(model), *NAMES]))
+        value.name = str(pick(rng, [*_strings(model), *NAMES]))
     elif what == 3:
         value.ClearField("type")
     elif what == 4 and dims:
-        _pick(rng, dims).dim_value = _pick(rng, ODD)
+        pick(rng, dims).dim_value = pick(rng, ODD)
     else:
         value.type.tensor_type.elem_type = int(rng.integers(-1, 30))
 
 
 def change_store(rng: Random, model: ModelProto) -> None:
     """An initializer missing, doubled or under another name."""
-    tensors = _pick(rng, list(_graphs(model.graph))).initializer
+    tensors = pick(rng, list(_graphs(model.graph))).initializer
     if not tensors:
         return
-    tensor, what = _pick(rng, tensors), rng.integers(3)
+    tensor, what = pick(rng, tensors), rng.integers(3)
     if what == 0:
         tensors.remove(tensor)
     elif what == 1:
         tensors.add().CopyFrom(tensor)
     else:
-        tensor.name = str(_pick(rng, [*_strings(model), *NAMES]))
+        tensor.name = str(pick(rng, [*_strings(model), *NAMES]))
 
 
 def change_version(rng: Random, model: ModelProto) -> None:
     """Other versions, or none."""
     what = rng.integers(3)
     if what == 0:
-        model.ir_version = _pick(rng, ODD)
+        model.ir_version = pick(rng, ODD)
     elif what == 1 and model.opset_import:
-        model.opset_import[0].version = _pick(rng, [*ODD, 6, 7, 9, 11, 13, 21, 24])
+        model.opset_import[0].version = pick(rng, [*ODD, 6, 7, 9, 11, 13, 21, 24])
     else:
         del model.opset_import[:]
 
@@ -398,7 +396,7 @@ MUTATIONS: Final = (
 
 def put_outside(rng: Random, model: ModelProto, folder: Path) -> str:
     """Stores one tensor in another file: a sound one, or one that must not be read."""
-    tensor = _pick(rng, [t for t in _tensors(model) if t.raw_data])
+    tensor = pick(rng, [t for t in _tensors(model) if t.raw_data])
     if tensor is None:
         return "nothing to store"
     content, inside = tensor.raw_data, folder / "model"
@@ -408,15 +406,15 @@ def put_outside(rng: Random, model: ModelProto, folder: Path) -> str:
     for name, target in links.items():
         (inside / name).symlink_to(target)
     os.mkfifo(inside / "pipe")
-    location = str(_pick(rng, [
+    location = str(pick(rng, [
         "data.bin", "data.bin", "./data.bin", "near.bin", "self/data.bin", "link.bin", "away/secret.bin", "loop", "pipe", "", ".",
         f"../{OUTSIDE}", f"self/../../{OUTSIDE}", str((folder / OUTSIDE).resolve()), "/dev/zero", "/proc/self/environ",
         "missing.bin", "model.onnx", "d\0ata.bin", "n" * 5000, f"..\\{OUTSIDE}", "*/_ORT_MEM_ADDR_/*", "?",
     ]))  # fmt: skip
     entries = {"location": location, "offset": "8", "length": str(len(content))}
     if rng.random() < 0.3:
-        key = str(_pick(rng, ["offset", "length", "checksum", "basepath", "key"]))
-        entries[key] = str(_pick(rng, [*ODD, "", "abc", "1e3", "9" * 5000, "\u0663", str(folder / "outside")]))
+        key = str(pick(rng, ["offset", "length", "checksum", "basepath", "key"]))
+        entries[key] = str(pick(rng, [*ODD, "", "abc", "1e3", "9" * 5000, "\u0663", str(folder / "outside")]))
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
     for key, value in entries.items():
@@ -451,8 +449,8 @@ def write_model(seed: int, folder: Path) -> tuple[Path, str]:
     if rng.random() < 0.15:
         done.append(put_outside(rng, model, folder))
     flips = rng.random() < 0.25
-    for _ in range(0 if flips else int(_pick(rng, [1, 1, 1, 2, 3])) - (len(done) > 1)):
-        mutation = _pick(rng, MUTATIONS)
+    for _ in range(0 if flips else int(pick(rng, [1, 1, 1, 2, 3])) - (len(done) > 1)):
+        mutation = pick(rng, MUTATIONS)
         try:
             mutation(rng, model)
         except ValueError:  # protobuf holds only what fits its fields
@@ -461,132 +459,3 @@ def write_model(seed: int, folder: Path) -> tuple[Path, str]:
     content = model.SerializeToString()
     path.write_bytes(flip_bytes(rng, content) if flips else content)
     return path, ", ".join([*done, *["bytes flipped"] * flips])
-
-
-SHAPE: Final = (3, 6, 6)
-"""A sample of what `conv` reads."""
-
-
-def _npy(shape: object, kind: str = "<f4", payload: bytes = b"", version: bytes = b"\x01\x00", order: bool = False) -> bytes:
-    header = repr({"descr": kind, "fortran_order": order, "shape": shape}).encode() + b"\n"
-    return b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + payload
-
-
-def _npz(members: dict[str, bytes], compress: int = zipfile.ZIP_DEFLATED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compress) as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return stream.getvalue()
-
-
-def _bomb(rng: Random) -> bytes:
-    """A few kilobytes that say they are gigabytes: a header that promises, and a member that keeps it, up to a point."""
-    stream, size = io.BytesIO(), int(_pick(rng, [2**24, 2**26]))
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w", force_zip64=True) as member:
-        member.write(_npy((2**40, *SHAPE)))
-        for _ in range(size // 2**20):
-            member.write(bytes(2**20))
-    content = bytearray(stream.getvalue())
-    if rng.random() < 0.5:  # the directory may lie about what is packed
-        place = content.rfind(b"PK\x01\x02") + 24
-        content[place : place + 4] = struct.pack("<I", int(_pick(rng, [0, 100, 2**31, 2**32 - 2])))
-    return bytes(content)
-
-
-def _array_file(rng: Random) -> tuple[str, bytes, str]:
-    x = rng.standard_normal((12, *SHAPE)).astype(np.float32)
-    stream = io.BytesIO()
-    what = str(
-        _pick(rng, ["pickle", "dtype", "shape", "header", "bomb", "nan", "members", "flip", "flip", "flip", "text", "empty"])
-    )
-    if what == "pickle":
-        np.savez(stream, x=np.array([{"a": 1}, "os.system"], dtype=object))
-    elif what == "dtype":
-        kind = _pick(
-            rng, ["<f8", "<i8", "|u1", "?", "<c16", "<U3", "|S4", "|V8", "<M8[s]", ">f4", "<f2", "|O", "<i0", [("a", "<f4")]]
-        )
-        stream.write(_npy((4, *SHAPE), kind, bytes(4 * 108 * 16)))
-    elif what == "shape":
-        shape = [int(v) for v in rng.integers(0, 9, int(rng.integers(0, 6)))]
-        stream.write(_npy(tuple(shape), payload=bytes(4 * int(np.prod(shape)))))
-    elif what == "header":
-        shape = _pick(
-            rng, [(2**40, *SHAPE), (2**62, 4), (-1, *SHAPE), (2**31, 2**31, 2**31), (0, *SHAPE), "x", None, (1.5,), (True, 3), ()]
-        )
-        version = _pick(rng, [b"\x01\x00", b"\x01\x00", b"\x02\x00", b"\x03\x00", b"\x09\x09"])
-        stream.write(_npy(shape, payload=bytes(432), version=version, order=bool(rng.integers(2))))
-    elif what == "bomb":
-        return "data.npz", _bomb(rng), what
-    elif what == "nan":
-        x[int(rng.integers(12))] = _pick(rng, [np.nan, np.inf, -np.inf, 3e38])
-        np.save(stream, x)
-    elif what == "members":
-        plain = io.BytesIO()
-        np.save(plain, x)
-        names = ["x.npy", "y.npy", "x", "../x.npy", "/etc/x.npy", "\x1b[2J.npy", "x.npy/", "", "n" * 400]
-        members = {
-            str(_pick(rng, names)): _pick(rng, [plain.getvalue(), b"", b"PK", _npy((1,))]) for _ in range(int(rng.integers(0, 4)))
-        }
-        return "data.npz", _npz(members, int(_pick(rng, [0, 8, 12, 14]))), what
-    elif what == "text":
-        stream.write(_pick(rng, [b"1,2,3\n", b"\x80\x04\x95.", b"PK\x03\x04", b"\x93NUMPY", b"[" * 100000]))
-    elif what == "flip":
-        (np.savez_compressed if rng.random() < 0.5 else np.savez)(stream, x=x) if rng.random() < 0.6 else np.save(stream, x)
-        return f"data{_pick(rng, ['.npz', '.npy'])}", flip_bytes(rng, stream.getvalue()), what
-    content = stream.getvalue()
-    if content[:2] != b"PK" and rng.random() < 0.5:
-        return "data.npz", _npz({"x.npy": content}), what
-    return f"data{_pick(rng, ['.npz', '.npy'])}", content, what
-
-
-def _image(rng: Random) -> bytes:
-    from PIL import Image
-
-    stream = io.BytesIO()
-    mode = str(_pick(rng, ["RGB", "L", "1", "P", "RGBA", "CMYK", "I;16", "LA"]))
-    size = (6, 6) if rng.random() < 0.8 else (int(rng.integers(1, 9)), int(rng.integers(1, 9)))
-    format_ = "PNG" if mode != "CMYK" else "JPEG"
-    Image.new(mode, size).save(stream, format_)
-    content = bytearray(stream.getvalue())
-    if format_ == "PNG" and rng.random() < 0.3:
-        content[16:24] = struct.pack(
-            ">II", int(_pick(rng, [2**15, 2**31 - 1, 0, 30000])), int(_pick(rng, [2**15, 2**31 - 1, 30000]))
-        )
-    return flip_bytes(rng, bytes(content)) if rng.random() < 0.2 else bytes(content)
-
-
-def write_data(seed: int, folder: Path) -> tuple[Path, str]:
-    """A damaged data file, or a folder with damaged ones, and what was done."""
-    rng = np.random.default_rng([2, seed])
-    what = int(rng.integers(5))
-    if what < 3:
-        name, content, done = _array_file(rng)
-        (folder / name).write_bytes(content)
-        return folder / name, done
-    data = folder / "data"
-    data.mkdir()
-    if what == 3:
-        for number in range(int(rng.integers(1, 13))):
-            (data / f"{number}{_pick(rng, ['.png', '.jpg', '.bmp', '.webp', '.png'])}").write_bytes(_image(rng))
-        name = str(_pick(rng, ["pipe.npy", "link.png", "hole.npz", "folder.png", "\x1b[2J.png"]))
-        if name == "pipe.npy":
-            os.mkfifo(data / name)
-        elif name == "folder.png":
-            (data / name).mkdir()
-        elif name == "link.png":
-            (data / name).symlink_to(_pick(rng, ["/dev/zero", "/dev/random", name, "/proc/self/mem"]))
-        else:
-            (data / name).write_bytes(b"")
-        return data, f"a folder of images and {name!r}"
-    for number in range(int(rng.integers(1, 9))):
-        (inner := data / f"test_data_set_{number}").mkdir()
-        tensor = numpy_helper.from_array(rng.standard_normal((1, *SHAPE)).astype(np.float32), str(_pick(rng, ["x", "", *NAMES])))
-        if rng.random() < 0.5:
-            tensor.dims[int(rng.integers(4))] = _pick(rng, ODD)
-        if rng.random() < 0.3:
-            tensor.data_location = TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="/dev/zero")
-        content = tensor.SerializeToString()
-        (inner / "input_0.pb").write_bytes(flip_bytes(rng, content) if rng.random() < 0.5 else content)
-    return data, "ONNX Runtime test data"
