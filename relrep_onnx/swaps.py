@@ -70,7 +70,11 @@ class _Row:
 
     def joined(self, place: int) -> Array:
         """The survivors and one more."""
-        return np.sort(np.append(self.kept, self.pruned[place]))
+        return np.append(self.kept, self.pruned[place])
+
+    def exchanged(self, lost: int, won: int) -> Array:
+        """The survivors, one of them exchanged."""
+        return np.append(self.without(lost), self.pruned[won])
 
 
 def exchange(matrices: FloatArray, linear: FloatArray, mask: BoolArray) -> BoolArray:
@@ -95,7 +99,7 @@ def exchange(matrices: FloatArray, linear: FloatArray, mask: BoolArray) -> BoolA
         if max(net, between) <= enough:
             break
         if net >= between:
-            rows[own] = row(own, np.sort(np.append(rows[own].without(lost), rows[own].pruned[won])))
+            rows[own] = row(own, rows[own].exchanged(lost, won))
         else:
             rows[taker], rows[giver] = (
                 row(taker, rows[taker].joined(int(np.argmax(rows[taker].gains)))),
