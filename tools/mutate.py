@@ -124,7 +124,8 @@ class Fault(ast.NodeTransformer):
         return self._offer(node, ast.BoolOp(OPERATORS[type(node.op)](), node.values))
 
     def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
-        self.generic_visit(node)
+        if not isinstance(node.operand, ast.Constant):  # of -1 only the sign matters: NumPy takes -2 for it
+            self.generic_visit(node)
         return self._offer(node, node.operand)
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
