@@ -44,6 +44,8 @@ LEAST_OPSET: Final = 17
 """At older ones per-channel quantization gives invalid models without a word."""
 LEVELS: Final[Mapping[Target, int]] = {"amd64": 64, "arm": 127}
 TOLERANCE: Final = 0.3
+BIASED: Final = ("Conv", "ConvTranspose", "Gemm")
+BIAS_SLOT: Final = 2
 PROBE: Final = "relrep_shift_"
 _FAILURES: Final[tuple[type[Exception], ...]] = (
     *FAILURES, AssertionError, AttributeError, KeyError, OSError, TypeError, onnx.checker.ValidationError,
@@ -86,6 +88,7 @@ def int8(model: ModelProto, order: Order) -> Product:
     with tempfile.TemporaryDirectory(prefix="relrep-") as name, _naming():
         folder = Path(name)
         prepared = prepare(raise_opset(model, LEAST_OPSET), folder)
+        own_biases(prepared)
         graph = Graph(prepared)
         floating = wrong_nodes(graph)
         weights = rounded_weights(graph, LEVELS[order.target], floating)
@@ -202,6 +205,17 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
     # Symbolic inference needs sympy, and fails on some models; plain inference is enough.
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
     return onnx.load_model(prepared)
+
+
+def own_biases(model: ModelProto) -> None:
+    """Gives each layer a bias of its own, in place: the quantizer copies shared ones, under names that others may have."""
+    graph = Graph(model)
+    for name, tensor in graph.tensors.items():
+        users = [node for node, slot in graph.consumers.get(name, ()) if slot == BIAS_SLOT and node.op_type in BIASED]
+        for number, node in enumerate(users[1:], start=1):
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(tensor)
+            copy.name = node.input[BIAS_SLOT] = graph.fresh(f"{name}_own_{number}")
 
 
 def _quantize(

@@ -9,6 +9,7 @@ first feed on one thread, in turn with the dense model's.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from relrep_onnx import RelRepError
 from relrep_onnx.export import Order, int8, make
 from relrep_onnx.export.int8_nodes import WEIGHT_SLOTS, unreached_nodes
 from relrep_onnx.graph import Graph
-from relrep_onnx.runtime import RuntimeOptions
+from relrep_onnx.runtime import FAILURES, RuntimeOptions
 from relrep_onnx.types import Feeds
 from tools.bench.data import environment, markdown_table, open_session
 from tools.bench.options import names
@@ -95,10 +96,16 @@ def rows(name: str, cache: Path) -> Iterator[list[str]]:
                 yield [name, label, str(refused), "", "", ""]
                 continue
         assert isinstance(small, ModelProto)
-        session = open_session(small, 1)
+        try:
+            session = open_session(small, 1)
+        except FAILURES:
+            yield [name, label, "does not load", "", "", ""]
+            continue
         ours, theirs = milliseconds((session, dense), unseen[0])
         off, size = error(dense, session, unseen), small.ByteSize() / 1e6
-        yield [name, label, f"{off:.3f}", f"{size:.2f}", f"{ours:.1f}", f"{theirs:.1f}"]
+        row = [name, label, f"{off:.3f}", f"{size:.2f}", f"{ours:.1f}", f"{theirs:.1f}"]
+        print(*row, file=sys.stderr, flush=True)
+        yield row
 
 
 def main() -> None:
