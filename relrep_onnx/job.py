@@ -111,7 +111,7 @@ def prepare(
     finished = None if resume is None else Cache(Path(resume))
     check_methods(config)
     pattern = pattern_named(config.pattern)
-    loaded = graphs.load(model)
+    loaded = graphs.load(model, lazily=not config.refine)  # a student needs a whole teacher
     session = open_session(loaded, config.as_runtime())
     graph = graphs.Graph(loaded.model)
     protected = runtime_named(config.runtime).misfit if config.runtime is not None else anything

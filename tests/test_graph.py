@@ -30,8 +30,10 @@ from relrep_onnx.graph import (
     set_metadata,
     staged,
     with_layer,
+    without_data,
     write_layer,
 )
+from relrep_onnx.graph.external import stored_tensors
 from relrep_onnx.types import Array, ConfigError, Layer, ModelError, RepairedLayer, Selection, Skipped
 from tests import models
 from tests.models import ALL, build, change, constant, only_layer, random, run, single, stored
@@ -476,6 +478,59 @@ def test_external_data_is_loaded(tmp_path: Path) -> None:
     assert set(loaded.external) == {t.name for t in loaded.model.graph.initializer}
     assert not any(uses_external_data(t) for t in loaded.model.graph.initializer)
     assert model_hash(loaded.model) == model_hash(load(models.convnet()).model)
+
+
+@pytest.fixture
+def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in ("external", "storage"):
+        monkeypatch.setattr(f"relrep_onnx.graph.{room}.MESSAGE", 0)
+
+
+@pytest.mark.usefixtures("all_large")
+def test_weights_of_a_large_model_wait_in_their_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    models.save(models.convnet(), path, data="weights.bin")
+    lazy, eager = load(path, lazily=True), load(path)
+    assert lazy.large
+    assert all(uses_external_data(t) for t in lazy.model.graph.initializer)
+    assert not any(uses_external_data(t) for t in eager.model.graph.initializer)
+    assert (lazy.external, model_hash(lazy.model)) == (eager.external, model_hash(eager.model))
+    found, _ = find(lazy.model)
+    assert found == find(eager.model)[0]
+    for layer in found:
+        np.testing.assert_array_equal(read_weight(Graph(lazy.model), layer), read_weight(Graph(eager.model), layer))
+    assert without_data(lazy.model, ()) == eager.model
+    assert without_data(lazy.model, {"conv0.w"}) == without_data(eager.model, {"conv0.w"})
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"the external data 'weights.bin' of tensor .* cannot be read: No such file"):
+        read_weight(Graph(lazy.model), found[0])
+
+
+@pytest.mark.usefixtures("all_large")
+def test_only_initializers_wait(tmp_path: Path) -> None:
+    onnx.save_model(
+        if_with_weights(),
+        str(tmp_path / "model.onnx"),
+        save_as_external_data=True,
+        location="data",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    lazy = load(tmp_path / "model.onnx", lazily=True)
+    waiting = [t.name for t in stored_tensors(lazy.model) if uses_external_data(t)]
+    assert waiting == [t.name for t in lazy.model.graph.initializer] == ["zero"]
+    assert len(lazy.external) > 1
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_waiting_tensor_holds_what_its_shape_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    models.save(models.convnet(), path, data="weights.bin")
+    model = ModelProto.FromString(path.read_bytes())
+    model.graph.initializer[0].dims[0] += 1
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"holds \d+ bytes, but its shape .* need"):
+        load(path, lazily=True)
 
 
 def test_missing_external_data_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from relrep_onnx.graph.tensors import whole
 from relrep_onnx.types import Array, ModelError
 
 PASS_THROUGH: Final = frozenset({"Identity", "Cast", "Transpose", "Reshape"})
@@ -146,7 +147,7 @@ class Graph:
     def stored(self, root: str) -> Array:
         """A stored tensor as an array."""
         try:
-            return numpy_helper.to_array(self.tensors[root])
+            return numpy_helper.to_array(whole(self.tensors[root]))
         except (ValueError, TypeError, KeyError) as error:
             raise ModelError(f"the stored tensor {root!r} cannot be read: {error}") from error
 

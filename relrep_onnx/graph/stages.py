@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from relrep_onnx.graph.index import Graph, reads
+from relrep_onnx.graph.tensors import whole
 from relrep_onnx.types import Layer, ModelError
 
 
@@ -127,7 +128,7 @@ def stage_model(graph: Graph, stage: Stage, types: Mapping[str, str]) -> ModelPr
     needed = {name for node in nodes for name in reads(node)}
     inner = GraphProto(name="stage")
     inner.node.extend(nodes)
-    inner.initializer.extend(tensor for tensor in graph.model.graph.initializer if tensor.name in needed)
+    inner.initializer.extend(whole(tensor) for tensor in graph.model.graph.initializer if tensor.name in needed)
     inner.input.extend(ValueInfoProto(name=name, type=_type_proto(types[name])) for name in stage.inputs)
     inner.output.extend(ValueInfoProto(name=name) for name in stage.outputs)
     return helper.make_model(
