@@ -123,11 +123,12 @@ def measure(name: str, sparsity: float, cache: Path, keep: Path | None) -> Row:
 
 
 def timed_again(row: Row, cache: Path, keep: Path) -> Row:
-    """The row with the speed of its kept model, if it has one, measured anew."""
-    if row.refused:
+    """The row with the speed of its sparse model, if that was kept, measured anew."""
+    target = kept(keep, row.model, row.sparsity)
+    if not target.exists():
         return row
     subject = SUBJECTS[row.model]
-    dense, sparse = (open_session(path, 1) for path in (cache / subject.file, kept(keep, row.model, row.sparsity)))
+    dense, sparse = open_session(cache / subject.file, 1), open_session(target, 1)
     return dataclasses.replace(row, speed=relative_time(dense, sparse, subject.unseen(cache)))
 
 
