@@ -38,7 +38,7 @@ def score_layer(task: Task, repair: Repair, grid: Sequence[float] = GRID) -> Sco
     share = layer.rows / len(shown)
 
     points = FEW if repair.dear and len(grid) > len(FEW) else grid
-    masks = [task.pattern.mask(layer, task.scores, round(s * layer.size))[shown] for s in points]
+    masks = task.pattern.masks(layer, task.scores, [round(s * layer.size) for s in points], shown)
 
     def residuals(fold: Fold) -> FloatArray:
         return np.array(
