@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
@@ -26,8 +27,10 @@ from relrep_onnx.graph import (
     input_files,
     load,
     model_hash,
+    plan_stages,
     read_weight,
     set_metadata,
+    stage_model,
     staged,
     with_layer,
     without_data,
@@ -484,6 +487,7 @@ def test_external_data_is_loaded(tmp_path: Path) -> None:
 def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
     for room in ("external", "storage"):
         monkeypatch.setattr(f"relrep_onnx.graph.{room}.MESSAGE", 0)
+    monkeypatch.setattr("relrep_onnx.graph.external.SMALL", 0)
 
 
 @pytest.mark.usefixtures("all_large")
@@ -520,6 +524,28 @@ def test_only_initializers_wait(tmp_path: Path) -> None:
     waiting = [t.name for t in stored_tensors(lazy.model) if uses_external_data(t)]
     assert waiting == [t.name for t in lazy.model.graph.initializer] == ["zero"]
     assert len(lazy.external) > 1
+
+
+def test_a_stage_over_2_gb_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph(models.convnet())
+    layers, _ = find(graph.model)
+    stage = plan_stages(graph, layers)[1]
+    assert stage_model(graph, stage, {"x": "tensor(float)"}).graph.initializer
+
+    def too_large(tensor: object) -> object:
+        raise EncodeError("Failed to serialize proto")  # as a message of more than 2 GB does when it is copied
+
+    monkeypatch.setattr("relrep_onnx.graph.stages.whole", too_large)
+    with pytest.raises(ModelError, match="between two pruned layers is over 2 GB: split the largest tensor"):
+        stage_model(graph, stage, {"x": "tensor(float)"})
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+@pytest.mark.usefixtures("all_large")
+def test_bytes_of_stored_tensors(tmp_path: Path, lazily: bool) -> None:
+    models.save(models.convnet(), tmp_path / "model.onnx", data="weights.bin")
+    graph = Graph(load(tmp_path / "model.onnx", lazily=lazily).model)
+    assert all(graph.bytes_of(name) == graph.stored(name).nbytes > 0 for name in graph.tensors)
 
 
 @pytest.mark.usefixtures("all_large")

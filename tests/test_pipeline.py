@@ -307,6 +307,7 @@ def test_the_weights_of_a_large_model_stay_in_their_files(tmp_path: Path, monkey
     monkeypatch.setattr("relrep_onnx.graph.storage.MESSAGE", 0)
     whole = optimize(source, tmp_path / "whole.onnx", inputs(), config)
     monkeypatch.setattr("relrep_onnx.graph.external.MESSAGE", 0)
+    monkeypatch.setattr("relrep_onnx.graph.external.SMALL", 256)
     lazy = optimize(source, tmp_path / "lazy.onnx", inputs(), config)
     assert onnx.load(tmp_path / "lazy.onnx") == onnx.load(tmp_path / "whole.onnx")
     assert (lazy.provenance.model_sha256, lazy.fidelity) == (whole.provenance.model_sha256, whole.fidelity)

@@ -15,6 +15,7 @@ from typing import Final
 
 import onnx
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import ModelProto
 
 from relrep_onnx.data import arrays
@@ -208,6 +209,16 @@ def test_an_image_of_too_many_pixels(model: Path) -> None:
     code, problem, said = calibrate(model, "x.png", bytes(content))
     assert (code, problem) == (1, "")
     assert "pixels" in said
+
+
+def test_a_model_that_is_too_large_for_one_message(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_large(*arguments: object) -> object:
+        raise EncodeError("Failed to serialize proto")
+
+    monkeypatch.setattr("relrep_onnx.steps.graphs.without_data", too_large)
+    code, problem, said = run("optimize", model)
+    assert (code, problem) == (1, "")
+    assert "it is over 2 GB; `optimize` without --refine" in said
 
 
 @pytest.mark.parametrize("command", ["inspect", "optimize"])

@@ -20,6 +20,8 @@ from relrep_onnx.types import ModelError
 
 MESSAGE: Final = 2**31 - 2**20
 """Bytes of tensors that still fit into one message, with some room for the nodes."""
+SMALL: Final = 1 << 16
+"""Bytes of a tensor that is read at once in any case: it may be a shape, which others want to see."""
 
 
 def stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
@@ -62,7 +64,7 @@ def read_external(model: ModelProto, path: Path | None, *, lazily: bool = False)
     Args:
         model: what is changed in place.
         path: the file it was read from.
-        lazily: leave initializers in their files where all together are too large for one message.
+        lazily: leave large initializers in their files where all together are too large for one message.
 
     Raises:
         ModelError: a file is missing, too short, or not one inside the model's folder; or all together do not fit into memory.
@@ -82,7 +84,7 @@ def read_external(model: ModelProto, path: Path | None, *, lazily: bool = False)
         except (OSError, ValueError, RuntimeError) as error:
             raise unreadable(tensor, location, error) from error
         left -= place.length
-        places.append((tensor, place, lazily and number < len(model.graph.initializer)))
+        places.append((tensor, place, lazily and number < len(model.graph.initializer) and place.length > SMALL))
         external[tensor.name] = location
     large = sum(place.length for _, place, _ in places) > MESSAGE
     for tensor, place, may_wait in places:
