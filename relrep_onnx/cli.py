@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from google.protobuf.message import EncodeError
 
 import relrep_onnx
 from relrep_onnx.commands import COMMANDS
@@ -81,6 +82,10 @@ class Commands(click.Group):
         except RelRepError as error:
             kind = FAILURES.get(type(error), click.ClickException)
             raise kind(clean(str(error))) from error
+        except EncodeError as error:
+            raise click.ClickException(
+                "this needs the model in one piece, and it is over 2 GB; `optimize` without --refine, to the form onnx, does not"
+            ) from error
         except MemoryError as error:
             raise click.ClickException(
                 "out of memory; give --max-memory, fewer --num-samples or a smaller --batch-size"
