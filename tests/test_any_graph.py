@@ -110,13 +110,34 @@ def scanned() -> ModelProto:
     return behind(node, state=np.zeros(8, np.float32))
 
 
-def in_branches() -> ModelProto:
+def looped() -> ModelProto:
+    body = helper.make_graph(
+        [
+            constant("w", W / 4),
+            helper.make_node("MatMul", ["s", "w"], ["t"], name="inner"),
+            helper.make_node("Identity", ["go"], ["on"]),
+        ],
+        "body",
+        [models.value("i", (), np.int64), models.value("go", (), np.bool_), models.value("s", None)],
+        [models.value("on", (), np.bool_), models.value("t", None)],
+    )
+    node = helper.make_node("Loop", ["times", "yes", "h"], ["y"], name="loop", body=body)
+    return behind(node, times=np.array(3), yes=np.array(True))
+
+
+def in_branches(*extra: NodeProto) -> ModelProto:
+    """Two branches that only one condition picks from."""
+
     def branch(name: str) -> Any:
-        nodes = [constant(f"{name}.w", W), helper.make_node("MatMul", ["h", f"{name}.w"], [name], name=f"{name}.inner")]
+        nodes = [constant(f"{name}.w", W), helper.make_node("MatMul", ["h", f"{name}.w"], [name], name=f"{name}.inner"), *extra]
         return helper.make_graph(nodes, name, [], [models.value(name, None)])
 
     node = helper.make_node("If", ["yes"], ["y"], name="if", then_branch=branch("t"), else_branch=branch("e"))
     return behind(node, yes=np.array(True))
+
+
+def in_random_branches() -> ModelProto:
+    return in_branches(helper.make_node("RandomNormalLike", ["h"], ["noise"]))
 
 
 def in_a_function() -> ModelProto:
@@ -165,14 +186,19 @@ def folded_late() -> ModelProto:
 
 STAYS: Final[Mapping[str, tuple[Callable[[], ModelProto], str, str]]] = {
     "if": (
-        in_branches,
+        in_random_branches,
         "t.inner",
-        "inside the body of 'if' (If), where calibration sees no activations; export the model without it",
+        "inside the body of 'if' (If), whose branches cannot be taken apart; export the model without it",
+    ),
+    "loop": (
+        looped,
+        "inner",
+        "inside the body of 'loop' (Loop), which feeds itself from one iteration to the next; export the model without it",
     ),
     "scan": (
         scanned,
         "inner",
-        "inside the body of 'scan' (Scan), where calibration sees no activations; export the model without it",
+        "inside the body of 'scan' (Scan), which feeds itself from one iteration to the next; export the model without it",
     ),
     "function": (
         in_a_function,
@@ -220,6 +246,13 @@ def test_sparsity_0_changes_no_output_of_them(case: str) -> None:
     feeds = feeds_of(model, 32)
     same = run(pruned(model, feeds, sparsity=0.0).model, feeds)
     assert all(np.array_equal(value, same[name]) for name, value in run(model, feeds).items())
+
+
+def test_a_branch_is_pruned_and_one_that_no_sample_takes_is_named() -> None:
+    result = pruned(in_branches())
+    assert zeros(result) == {"float": 0.5, "t.inner": 0.5}
+    reason = "inside the else branch of 'if', which no calibration sample takes; give samples that do"
+    assert reasons(result) == {"e.inner": reason}
 
 
 def test_inlined_functions_are_pruned() -> None:
