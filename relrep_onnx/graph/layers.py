@@ -241,11 +241,11 @@ def _unsupported(graph: Graph, node: NodeProto, min_size: int) -> Iterator[Skipp
     if node.op_type in OPERATORS and is_standard(node):
         return
     large = [name for name in node.input if _stored_size(graph, name, FLOATS) >= min_size]
-    if large and not (is_standard(node) and node.op_type in PASS_THROUGH):
-        yield Skipped(display_name(node), node.op_type, f"operator not supported; its constant {large[0]!r} stays")
-    elif "Integer" in node.op_type or "QLinear" in node.op_type:
-        whole = [name for name in node.input if _stored_size(graph, name, INTEGERS) >= min_size]
+    whole = [name for name in node.input if _stored_size(graph, name, INTEGERS) >= min_size]
+    if whole and ("Integer" in node.op_type or "QLinear" in node.op_type):
         yield from (Skipped(display_name(node), node.op_type, f"quantized weight {name!r}; {QUANTIZED}") for name in whole)
+    elif large and not (is_standard(node) and node.op_type in PASS_THROUGH):
+        yield Skipped(display_name(node), node.op_type, f"operator not supported; its constant {large[0]!r} stays")
 
 
 def _in_bodies(graph: Graph, node: NodeProto, min_size: int, outside: str = "") -> Iterator[Skipped]:
