@@ -138,7 +138,9 @@ def prepare(
         kept_out = samples_for(session, holdout, config)
         calibration, (decision, verification) = samples, kept_out.split(len(kept_out) // 2)
     if flat.gates:
-        layers, skipped = find(closed_gates(flat, calibration.batches(config.batch_size), config.as_runtime()))
+        with naming_samples(session, (calibration,), config.batch_size):
+            closed = closed_gates(flat, calibration.batches(config.batch_size), config.as_runtime())
+        layers, skipped = find(closed)
     settings = WalkSettings(
         runtime=config.as_runtime(),
         input_types={i.name: i.type for i in session.inputs},
@@ -169,7 +171,8 @@ def prepare(
 def closed_gates(flat: graphs.Flat, batches: Iterable[Feeds], runtime: RuntimeOptions) -> dict[str, str]:
     """Branches of `If` that no batch takes, by the outputs of their layers."""
     waiting = {gate.tensor for gate in flat.gates.values()}
-    session = Session(showing(flat.model, sorted(waiting)).SerializeToString(), runtime, what="the model's conditions")
+    shown = graphs.serialized(showing(flat.model, waiting), "what decides the model's branches", "export it without If")
+    session = Session(shown, runtime, what="the model's conditions")
     for feeds in batches:
         waiting -= {name for name, value in session.run(feeds, sorted(waiting)).items() if value.any()}
         if not waiting:

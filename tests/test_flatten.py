@@ -11,6 +11,7 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, helper
 
 from relrep_onnx import Config, ModelError, Result, optimize
+from relrep_onnx.distill import outlook
 from relrep_onnx.graph import Graph, find_layers, flatten, load, read_weight, unflatten, write_layer
 from relrep_onnx.inspection import inspect
 from relrep_onnx.types import Array, Feeds, Layer, RepairedLayer
@@ -248,6 +249,23 @@ def test_a_weight_that_a_branch_reads_otherwise_too_stays() -> None:
     assert skipped[0].reason == "its weight 'w' is also read by 'if' (If)"
 
 
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [
+        ({"pads": [1, 1, 1]}, "whose branches cannot be taken apart"),
+        ({"dilations": [2, 2, 2]}, "whose branches cannot be taken apart"),
+        ({"pads": [1 << 62] * 4}, "whose branches cannot be taken apart"),
+        ({"group": 4}, "depthwise convolution"),
+    ],
+)
+def test_layers_that_cannot_come_out_stay_with_the_reason(attributes: dict[str, Any], why: str) -> None:
+    flat = flatten(convolution(2, **attributes))
+    assert flat.model is flat.original
+    (skipped,) = find_layers(Graph(flat.model), ALL)[1]
+    assert skipped.node == "layer"
+    assert why in skipped.reason
+
+
 def test_models_without_such_layers_stay_the_ones_they_are() -> None:
     for make in (models.with_if, models.convnet):
         model = make()
@@ -410,6 +428,14 @@ def test_operator_sets_and_ir_versions(opset: int, ir_version: int) -> None:
 
 def test_inspection_shows_them_without_data() -> None:
     assert [facts.layer.name for facts in inspect(two_products(), ALL).layers] == ["first", "second", "first_2", "second_2"]
+
+
+def test_gradients_stop_in_front_of_them() -> None:
+    flat = flatten(two_products())
+    layers, _ = find_layers(Graph(flat.model), ALL)
+    found = outlook(flat.model, layers)
+    assert [(o.layer, o.reaches_outputs) for o in found] == [(layer.name, False) for layer in layers]
+    assert all("if" in {wall.node for wall in o.stopped} for o in found if "second" in o.layer)
 
 
 def test_refinement_leaves_them_as_repaired() -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
-from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
 from relrep_onnx.graph.index import RANDOM, Graph, display_name, is_standard, reads, subgraphs
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
@@ -79,11 +79,16 @@ def _is_if(node: NodeProto) -> bool:
     return node.op_type == "If" and is_standard(node)
 
 
+def _branches(node: NodeProto) -> list[AttributeProto]:
+    """What holds the branches of an `If`."""
+    return [item for item in node.attribute if item.name in ("then_branch", "else_branch") and item.HasField("g")]
+
+
 def _holds_layers(scope: Graph, node: NodeProto) -> bool:
     """True for an `If` with a layer that can come out of a branch, or of a branch inside one."""
     if not _is_if(node) or _must_stay(node):
         return False
-    bodies = [(body, scope.within(body)) for body in subgraphs(node)]
+    bodies = [(item.g, scope.within(item.g)) for item in _branches(node)]
     return any(_layer(inner, n) is not None or _holds_layers(inner, n) for body, inner in bodies for n in body.node)
 
 
@@ -105,14 +110,17 @@ def _layer(scope: Graph, node: NodeProto) -> tuple[int, Array, NodeProto | None]
         return None
     tensor = scope.tensors[weight.root]
     shape = scope.through(weight.steps, np.empty(tuple(tensor.dims), np.bool_), cast=False).shape
+    if 0 in shape:
+        return None
     try:
         form = operator.form(node, shape, slot)
-    except NotPrunable:
+        empty = _no_rows(form, seen_type(weight, tensor.data_type))
+    except (NotPrunable, ValueError):  # a ValueError where attributes do not fit each other
         return None
     add = following_add(scope, node.output[0], form) if operator.bias_slot is None else None
     bias = scope.value(add[0].input[add[1]]) if add is not None else None
     own = add[0] if add is not None and bias is not None and bias.size == form.rows else None  # the same for all positions
-    return activation, _no_rows(form, seen_type(weight, tensor.data_type)), own
+    return activation, empty, own
 
 
 def _no_rows(form: Form, kind: int) -> Array:
@@ -136,7 +144,7 @@ class _Lift:
         """Takes layers out of all branches of a graph, in place."""
         nodes: list[NodeProto] = []
         for node in graph.node:
-            for item in node.attribute if _holds_layers(scope, node) else ():
+            for item in _branches(node) if _holds_layers(scope, node) else ():
                 first = next(filter(None, node.output))
                 here = (*path, (self.homes[first].name if first in self.homes else first, item.name))
                 self._name_apart(item.g, here)
@@ -204,7 +212,7 @@ class _Lift:
         here, there, output = (self._fresh(wanted) for _ in range(3))
         run = [*_leading_to(rest, {wanted}), helper.make_node("Identity", [wanted], [here])]
         other = [helper.make_node("Constant", [], [there], value=numpy_helper.from_array(empty))]
-        gated = helper.make_node("If", [node.input[0]], [output], name=output)
+        gated = helper.make_node("If", [node.input[0]], [output], name=self._fresh(display_name(node)))
         other_attribute = "else_branch" if attribute == "then_branch" else "then_branch"
         for name, nodes, result in ((attribute, run, here), (other_attribute, other, there)):
             body = helper.make_graph(nodes, name, [], [ValueInfoProto(name=result)])
