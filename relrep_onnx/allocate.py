@@ -45,7 +45,7 @@ class Candidate:
     cost: float
     zeros: int
     limit: int
-    step: int = 1
+    step: int
 
 
 DEAD: Final = 0.98

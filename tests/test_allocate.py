@@ -7,6 +7,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -649,6 +650,17 @@ def test_whole_layers_in_macs(candidates: list[Candidate], share: float, cost: f
     check_bounds(zeros, candidates, budget)
     gap = abs(cost_of(zeros, candidates) - budget.sparsity * total(candidates))
     assert gap <= max(c.cost * c.step for c in candidates)
+
+
+def test_lamp_does_not_see_the_scale_of_a_layer() -> None:
+    candidates = [candidate("a"), candidate("b", seed=1), candidate("c", 2, 5, seed=2)]
+    scaled = [
+        dataclasses.replace(c, weight=partial(lambda weight, scale: scale * weight(), c.weight, scale))
+        for c, scale in zip(candidates, (1e-3, 1.0, 1e3), strict=True)
+    ]
+    for sparsity in (0.2, 0.5, 0.8):
+        budget = Budget(sparsity)
+        assert allocate(ALLOCATORS["lamp"], scaled, budget) == allocate(ALLOCATORS["lamp"], candidates, budget)
 
 
 @pytest.mark.parametrize("name", ["global", "lamp"])

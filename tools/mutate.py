@@ -35,7 +35,7 @@ TESTS: Final = {
     "masks": ("test_masks",),
     "moments": ("test_moments", "test_reconstruct"),
     "swaps": ("test_swaps",),
-    "patches": ("test_operators", "test_stages"),
+    "patches": ("test_operators", "test_branches", "test_stages"),
     "reconstruct": ("test_reconstruct",),
     "repair": ("test_repair", "test_reconstruct"),
     "score": ("test_score",),

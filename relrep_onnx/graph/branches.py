@@ -58,8 +58,6 @@ def _branch_end(graph: Graph, layer: Layer) -> tuple[str, FloatArray] | None:
                 return None
             scale = scale * gamma.astype(np.float64) / np.sqrt(spread)
         elif node.op_type == "Add":
-            if node.input[0] == node.input[1]:
-                return None
             if (other := node.input[1 - slot]) not in graph.constant_names:
                 return other, scale
         else:
