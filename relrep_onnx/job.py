@@ -111,7 +111,7 @@ def prepare(
     finished = None if resume is None else Cache(Path(resume))
     check_methods(config)
     pattern = pattern_named(config.pattern)
-    loaded = graphs.load(model)
+    loaded = graphs.load(model, lazily=not config.refine)  # a student needs a whole teacher
     session = open_session(loaded, config.as_runtime())
     graph = graphs.Graph(loaded.model)
     protected = runtime_named(config.runtime).misfit if config.runtime is not None else anything
@@ -161,7 +161,8 @@ def check_methods(config: Config) -> None:
 def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session:
     """A plain session of a model, from its file where it has one."""
     lean = replace(runtime, prepack=not loaded.large)
-    return Session(loaded.path or loaded.model.SerializeToString(), lean, what=loaded.name)
+    instead = "give the path of a file with external data"
+    return Session(loaded.path or graphs.serialized(loaded.model, loaded.name, instead), lean, what=loaded.name)
 
 
 def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples, left_out: tuple[str, ...]) -> Provenance:
