@@ -152,6 +152,15 @@ def test_bytes_spread_through_copies_and_stop_behind_a_layer_in_float() -> None:
     assert reached(nodes, **tensors) == {"a", "flat", "longer", "turned"}
 
 
+@pytest.mark.parametrize("tones", [True, False])
+def test_transforms_stay_floating(tones: bool) -> None:
+    times = np.arange(64)
+    bank = np.cos(2 * np.pi * np.outer(np.arange(4, 20), times) / 64) * np.hanning(64) if tones else random(0, 16, 64)
+    stored = {"w": bank[:, None].astype(np.float32)}
+    model = build([node("Conv", "x w", "y")], {"x": ["N", 1, 256]}, ["y"], stored)
+    assert wrong_nodes(Graph(model)) == (["y"] if tones else [])
+
+
 def test_bodies_of_if_read_behind_the_activation() -> None:
     """ONNX Runtime's quantizer takes Relu out, and the bodies of If would read what it was given."""
     body = {

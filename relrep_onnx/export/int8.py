@@ -106,7 +106,7 @@ def int8(model: ModelProto, order: Order) -> Product:
         )
     notes = [f"all {zeros:,} zeros of the quantized weights are kept"]
     if floating:
-        notes.append(f"floating-point stays what ONNX Runtime quantizes wrongly: {', '.join(floating)}")
+        notes.append(f"floating-point stays what int8 would spoil: {', '.join(floating)}")
     return Product(_tidied(quantized, model), TOLERANCE, tuple(notes))
 
 
