@@ -202,9 +202,9 @@ def pattern_named(name: str) -> Pattern:
     found = re.fullmatch(r"([1-9]\d?)([:x])([1-9]\d?)", name)
     if found is not None:
         first, kind, second = int(found[1]), found[2], int(found[3])
-        if kind == ":" and 0 < first < second <= LARGEST_GROUP:
+        if kind == ":" and first < second <= LARGEST_GROUP:
             return Pattern(name, 1, second, first)
-        if kind == "x" and first * second > 1 and max(first, second) <= LARGEST_BLOCK and min(first, second) > 0:
+        if kind == "x" and first * second > 1 and max(first, second) <= LARGEST_BLOCK:
             return Pattern(name, first, second)
     raise ConfigError(
         f"the pattern is {name!r}; give unstructured, N:M with N < M <= {LARGEST_GROUP} such as 2:4, or blocks RxC of output by "

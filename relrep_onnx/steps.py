@@ -101,7 +101,7 @@ def score(
     probe = min(max(job.config.goal, PROBE_RANGE[0]), PROBE_RANGE[1])
     # About one pass over as many samples as calibration has, for all trials together.
     few, _ = job.decision.split(max(4, len(job.calibration) // len(job.layers)))
-    damage = OutputDamage(job.loaded.model, job.session, job.batches(few), job.config.as_runtime())
+    damage = OutputDamage(job.graph.model, job.session, job.batches(few), job.config.as_runtime())
     cache = Cache(Path(cache_dir)) if cache_dir is not None else None
     scored = {}
     for dense in dense_statistics(job.graph, job.layers, job.feeds(), job.settings, cache, job.statistics_key):
@@ -220,11 +220,11 @@ def repair_all(
 
 
 def write(job: Job, repaired: MutableMapping[str, RepairedLayer], allocator: str, sparsity: float) -> ModelProto:
-    """A copy of the model with the repaired layers and a record of how it came about.
+    """A copy of the flat model with the repaired layers and a record of how it came about.
 
     Layers leave `repaired` as they are written, so that no weight is held twice.
     """
-    sparse = graphs.without_data(job.loaded.model, {layer.weight for layer in job.layers})
+    sparse = graphs.without_data(job.graph.model, {layer.weight for layer in job.layers})
     for layer in job.layers:
         if layer.name in repaired:
             graphs.write_layer(sparse, layer, repaired.pop(layer.name), graphs.read_weight(job.graph, layer))

@@ -12,6 +12,7 @@ from relrep_onnx import report
 from relrep_onnx.commands.common import config_of
 from relrep_onnx.commands.options import INPUT_SHAPE, MODEL, SELECT_OPTIONS
 from relrep_onnx.distill import outlook
+from relrep_onnx.escape import clean
 from relrep_onnx.inspection import inspect as inspect_model
 from relrep_onnx.runtime import mobile_usability
 from relrep_onnx.types import Selection
@@ -28,9 +29,10 @@ def inspect(model: Path, gradients: bool, mobile: bool, **_: Any) -> None:
     config = config_of(None)
     inspection = inspect_model(model, Selection(config.min_size, config.nodes_to_exclude, config.op_types), config.input_shape)
     console = report.console_for()
-    reach = outlook(graphs.load(model).model, [facts.layer for facts in inspection.layers]) if gradients else None
+    flat = graphs.flatten(graphs.load(model).model)
+    reach = outlook(flat.model, [facts.layer for facts in inspection.layers]) if gradients else None
     console.print(report.render(report.of_inspection(inspection, reach)))
     if mobile:
         usable, lines = mobile_usability(model)
         console.print("\nONNX Runtime Mobile: NNAPI or CoreML " + ("may help" if usable else "will not help"), style="bold")
-        console.print("\n".join(map(report.clean, lines)), markup=False)
+        console.print("\n".join(map(clean, lines)), markup=False)

@@ -88,7 +88,7 @@ def raise_opset(model: ModelProto, least: int) -> ModelProto:
         return model
     try:
         raised: ModelProto = version_converter.convert_version(model, least)
-    except (RuntimeError, ValueError, version_converter.ConvertError, shape_inference.InferenceError) as error:
+    except (LookupError, RuntimeError, ValueError, version_converter.ConvertError, shape_inference.InferenceError) as error:
         raise ModelError(
             f"the model has operator set {before}, {least} is needed, and ONNX cannot convert it "
             f"({str(error).splitlines()[0]}); export it anew with a newer operator set"
