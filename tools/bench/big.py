@@ -89,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.here:
         if options.as_large:
-            external.MESSAGE = storage.MESSAGE = 0  # type: ignore[misc]
+            vars(external)["MESSAGE"] = vars(storage)["MESSAGE"] = 0
         print(json.dumps(measure(options.here, options.width, options.repair, options.allocate)))
         return
     with tempfile.TemporaryDirectory() as folder:
