@@ -21,7 +21,7 @@ class OutputDamage:
         self._model = model
         self._runtime = runtime
         self._names = [] if is_large(model) else float_outputs(dense)
-        self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches]
+        self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches] if self._names else []
 
     def of(self, layer: Layer, repaired: RepairedLayer) -> float:
         """Squared relative L2 error, summed over the outputs.
