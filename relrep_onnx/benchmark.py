@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -124,7 +125,14 @@ def _measure(models: Sequence[Path], plan: Plan, options: RuntimeOptions, batch:
     return Setting(options.threads, batch, tuple(timings), profiles)
 
 
-def interleaved(sessions: Sequence[Session], feeds: Feeds, rounds: int) -> Array:
+class Runner(Protocol):
+    """What can be timed: a session, or another engine's."""
+
+    def run(self, feeds: Feeds) -> object:
+        """Computes the outputs."""
+
+
+def interleaved(sessions: Sequence[Runner], feeds: Feeds, rounds: int) -> Array:
     """Seconds of each run, float64[sessions, rounds], after a few rounds that do not count."""
     times = np.zeros((len(sessions), rounds))
     for round_ in range(-WARM_UP, rounds):

@@ -18,7 +18,18 @@ from typing import Final
 
 import numpy as np
 
-from relrep_onnx.graph import Graph, Stage, branch_scale, plan_stages, read_weight, stage_model, write_layer
+from relrep_onnx.graph import (
+    BETWEEN,
+    SPLIT,
+    Graph,
+    Stage,
+    branch_scale,
+    plan_stages,
+    read_weight,
+    serialized,
+    stage_model,
+    write_layer,
+)
 from relrep_onnx.memory import free_memory
 from relrep_onnx.moments import Covariance, Moments, MomentStream
 from relrep_onnx.patches import choose_positions, design_rows, macs, output_rows
@@ -123,7 +134,8 @@ class Walk:
         for layer in layers:
             if layer.name in repaired and layer.uses[0].output in here:
                 write_layer(model, layer, repaired[layer.name])
-        session = Session(model.SerializeToString(), self._settings.runtime, what=f"stage {number + 1} of the model")
+        content = serialized(model, BETWEEN, SPLIT)
+        session = Session(content, self._settings.runtime, what=f"stage {number + 1} of the model")
         self._types.update(session.types())
         return session
 

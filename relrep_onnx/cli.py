@@ -10,11 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+from google.protobuf.message import EncodeError
 
 import relrep_onnx
-from relrep_onnx import report
 from relrep_onnx.commands import COMMANDS
 from relrep_onnx.commands.common import COMMAND_LINE
+from relrep_onnx.escape import clean
 from relrep_onnx.types import ConfigError, RelRepError, VerificationError
 
 
@@ -80,7 +81,11 @@ class Commands(click.Group):
                 return super().invoke(ctx)
         except RelRepError as error:
             kind = FAILURES.get(type(error), click.ClickException)
-            raise kind(report.clean(str(error))) from error
+            raise kind(clean(str(error))) from error
+        except EncodeError as error:
+            raise click.ClickException(
+                "this needs the model in one piece, and it is over 2 GB; `optimize` without --refine, to the form onnx, does not"
+            ) from error
         except MemoryError as error:
             raise click.ClickException(
                 "out of memory; give --max-memory, fewer --num-samples or a smaller --batch-size"
@@ -88,7 +93,7 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever read the output has gone; click ends quietly
                 raise
-            raise click.ClickException(report.clean(f"{error.filename or 'the system'}: {error.strerror or error}")) from error
+            raise click.ClickException(clean(f"{error.filename or 'the system'}: {error.strerror or error}")) from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -229,11 +229,12 @@ def step(d: Distillation, trace: Trace) -> Step:
 
 def _beside(built: ModelProto, d: Distillation) -> ModelProto:
     """The step with the dense network in front of it, which feeds it the features it aims at."""
-    teacher = onnx.compose.add_prefix(showing(d.dense, d.aims), DENSE, rename_inputs=False)
+    teacher = onnx.compose.add_prefix(showing(d.dense, d.aims), DENSE)
+    shared = [helper.make_node("Identity", [i.name], [DENSE + i.name]) for i in Graph(d.dense).inputs]
     both = ModelProto()
     both.CopyFrom(built)
     del both.graph.node[:]
-    both.graph.node.extend([*teacher.graph.node, *built.graph.node])
+    both.graph.node.extend([*shared, *teacher.graph.node, *built.graph.node])
     both.graph.initializer.extend(teacher.graph.initializer)
     both.functions.extend(teacher.functions)
     both.ir_version = max(both.ir_version, 8)  # initializers need not be inputs, and functions may be local

@@ -49,7 +49,7 @@ def inspect(
         ModelError: the model cannot be read.
         ConfigError: a pattern or an input shape does not fit the model.
     """
-    loaded = graphs.load(model)
+    loaded = graphs.load(model, lazily=True)
     graph = graphs.Graph(graphs.flatten(loaded.model).model)
     layers, skipped = graphs.find_layers(graph, selection or Selection())
     shapes = graphs.activation_shapes(graph.model, input_shapes or {}, symbolic_shapes)
@@ -63,7 +63,7 @@ def inspect(
         model=loaded.name,
         opset=graph.opset,
         ir_version=loaded.model.ir_version,
-        weight_bytes=sum(graph.stored(name).nbytes for name in graph.tensors),
+        weight_bytes=sum(graph.bytes_of(name) for name in graph.tensors),
         layers=tuple(facts),
         skipped=tuple(skipped),
         notes=loaded.notes,

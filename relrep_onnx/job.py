@@ -114,7 +114,7 @@ def prepare(
     finished = None if resume is None else Cache(Path(resume))
     check_methods(config)
     pattern = pattern_named(config.pattern)
-    loaded = graphs.load(model)
+    loaded = graphs.load(model, lazily=not config.refine)  # a student needs a whole teacher
     session = open_session(loaded, config.as_runtime())
     flat = graphs.flatten(loaded.model)
     graph = graphs.Graph(flat.model)
@@ -171,8 +171,9 @@ def prepare(
 def closed_gates(flat: graphs.Flat, batches: Iterable[Feeds], runtime: RuntimeOptions) -> dict[str, str]:
     """Branches of `If` that no batch takes, by the outputs of their layers."""
     waiting = {gate.tensor for gate in flat.gates.values()}
-    shown = graphs.serialized(showing(flat.model, waiting), "what decides the model's branches", "export it without If")
-    session = Session(shown, runtime, what="the model's conditions")
+    shown = graphs.without_data(showing(flat.model, waiting), ())
+    content = graphs.serialized(shown, "what decides the model's branches", "export it without If")
+    session = Session(content, runtime, what="the model's conditions")
     for feeds in batches:
         waiting -= {name for name, value in session.run(feeds, sorted(waiting)).items() if value.any()}
         if not waiting:
@@ -196,7 +197,8 @@ def check_methods(config: Config) -> None:
 def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session:
     """A plain session of a model, from its file where it has one."""
     lean = replace(runtime, prepack=not loaded.large)
-    return Session(loaded.path or loaded.model.SerializeToString(), lean, what=loaded.name)
+    instead = "give the path of a file with external data"
+    return Session(loaded.path or graphs.serialized(loaded.model, loaded.name, instead), lean, what=loaded.name)
 
 
 def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples, left_out: tuple[str, ...]) -> Provenance:

@@ -16,7 +16,7 @@ one of RxC is what is left of it.  So the zeros of a mask are the asked number, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -98,6 +98,19 @@ class Pattern:
             _fill(loss, sizes, zeros) if np.any(sizes[sizes > 0] != self.step) else _fill_whole(loss, sizes, zeros // self.step)
         )
         return ~self._unblock(layer, dropped & pruned[:, None])
+
+    def masks(self, layer: Layer, scores: FloatArray, zeros: Sequence[int], rows: Array) -> list[BoolArray]:
+        """Some rows of the masks for several numbers of zeros: bool[len(rows), cols] each."""
+        if self.step > 1 or self.selective:
+            return [self.mask(layer, scores, count)[rows] for count in zeros]
+        ascending, shown = np.sort(scores, axis=None), scores[rows]
+
+        def one(count: int) -> BoolArray:
+            if count and ascending.searchsorted(ascending[count - 1], side="right") > count:  # only some of equal scores go
+                return self.mask(layer, scores, count)[rows]
+            return np.asarray(shown > ascending[count - 1]) if count else np.ones(shown.shape, np.bool_)
+
+        return [one(count) for count in zeros]
 
     def pooled(self, layer: Layer, scores: FloatArray) -> FloatArray:
         """What each weight matters as part of its block: the root mean square of what the block would lose."""
@@ -189,9 +202,9 @@ def pattern_named(name: str) -> Pattern:
     found = re.fullmatch(r"([1-9]\d?)([:x])([1-9]\d?)", name)
     if found is not None:
         first, kind, second = int(found[1]), found[2], int(found[3])
-        if kind == ":" and 0 < first < second <= LARGEST_GROUP:
+        if kind == ":" and first < second <= LARGEST_GROUP:
             return Pattern(name, 1, second, first)
-        if kind == "x" and first * second > 1 and max(first, second) <= LARGEST_BLOCK and min(first, second) > 0:
+        if kind == "x" and first * second > 1 and max(first, second) <= LARGEST_BLOCK:
             return Pattern(name, first, second)
     raise ConfigError(
         f"the pattern is {name!r}; give unstructured, N:M with N < M <= {LARGEST_GROUP} such as 2:4, or blocks RxC of output by "

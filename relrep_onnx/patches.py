@@ -139,37 +139,24 @@ def _window_rows(layer: Layer, window: Window, x: FloatArray, positions: Array |
 
 
 def _pads(window: Window, spatial: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Pads at the begin and the end of each spatial axis for this input size."""
+    """Pads at the begin and the end of each spatial axis for this input size; negative ones cut off."""
     axes = range(len(spatial))
+    if not window.output_shape and not window.auto_pad.startswith("SAME"):
+        explicit = (0,) * 2 * len(spatial) if window.auto_pad == "VALID" else window.pads
+        return explicit[: len(spatial)], explicit[len(spatial) :]
     extent = [(window.kernel[i] - 1) * window.dilations[i] + 1 for i in axes]
     if window.transposed:
         full = [window.strides[i] * (spatial[i] - 1) + window.output_padding[i] + extent[i] for i in axes]
-        if window.output_shape:
-            total = [full[i] - window.output_shape[i] for i in axes]
-        elif window.auto_pad.startswith("SAME"):
-            total = [full[i] - spatial[i] * window.strides[i] for i in axes]
-        else:
-            return _explicit_pads(window)
-        # With a stride above the kernel there is nothing to cut off; ONNX Runtime then gives the full output.
-        total = [max(t, 0) for t in total]
-        # ONNX: SAME_UPPER puts the odd element of the total at the end, everything else at the begin.
-        small = [t // 2 for t in total]
-        large = [t - t // 2 for t in total]
-        return (tuple(small), tuple(large)) if window.auto_pad == "SAME_UPPER" else (tuple(large), tuple(small))
-    if window.auto_pad.startswith("SAME"):
-        out = [-(-spatial[i] // window.strides[i]) for i in axes]
-        total = [max((out[i] - 1) * window.strides[i] + extent[i] - spatial[i], 0) for i in axes]
-        small = [t // 2 for t in total]
-        large = [t - t // 2 for t in total]
-        return (tuple(small), tuple(large)) if window.auto_pad == "SAME_UPPER" else (tuple(large), tuple(small))
-    return _explicit_pads(window)
-
-
-def _explicit_pads(window: Window) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    axes = len(window.kernel)
-    if window.auto_pad == "VALID":
-        return (0,) * axes, (0,) * axes
-    return window.pads[:axes], window.pads[axes:]
+        wanted = window.output_shape or [spatial[i] * window.strides[i] for i in axes]
+        total = [full[i] - wanted[i] for i in axes]
+    else:
+        wanted = [-(-spatial[i] // window.strides[i]) for i in axes]
+        total = [(wanted[i] - 1) * window.strides[i] + extent[i] - spatial[i] for i in axes]
+    # With a stride above the kernel there is nothing to cut off; ONNX Runtime then gives the full output.
+    small = tuple(max(t, 0) // 2 for t in total)
+    large = tuple(max(t, 0) - max(t, 0) // 2 for t in total)
+    # ONNX: SAME_UPPER puts the odd element of the total at the end, everything else at the begin.
+    return (small, large) if window.auto_pad == "SAME_UPPER" else (large, small)
 
 
 def _output_shape(window: Window, spatial: tuple[int, ...]) -> tuple[int, ...]:

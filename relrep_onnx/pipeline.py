@@ -76,7 +76,7 @@ def optimize(
 
     Args:
         output: where the sparse model goes, in the form of `config.forms`; a folder for several; None keeps it in memory only
-            (`Result.model`).
+            (`Result.model`, which otherwise leaves weights over 2 GB in their files).
         in_place: allows `output` to be the input file.
         resume: a folder that keeps each repaired layer and, after each epoch, refinement's state; the same call goes on from it.
 
@@ -100,13 +100,16 @@ def optimize(
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
-    flat = write(job, repaired, chosen.allocator, chosen.sparsity)
-    zeros = graphs.count_zeros(graphs.Graph(flat), job.layers)
-    sparse, refinement = graphs.unflatten(job.flat, flat), None
+    sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
+    zeros = graphs.count_zeros(graphs.Graph(sparse), job.layers)
+    sparse = graphs.unflatten(job.flat, sparse)
     if config.refine:
         sparse, refinement = refined(job, sparse, progress)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
         stage.write(sparse, job.loaded.external)
+        if job.loaded.large and target is not None:  # it lies in its files now; the memory is for the sessions
+            del sparse
+            sparse = graphs.load(stage.path, lazily=True).model
         progress("verify", 0, 1)
         session = Session(stage.path, job.runtime, what="the sparse model")
         with job.naming_samples():
@@ -265,7 +268,7 @@ def export_model(
 def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, config: Config | None = None) -> Fidelity:
     """How far a sparse model's outputs are from a dense one's on all samples of `data`."""
     config = config or Config()
-    left, right = (open_session(graphs.load(source), config.as_runtime()) for source in (dense, sparse))
+    left, right = (open_session(graphs.load(source, lazily=True), config.as_runtime()) for source in (dense, sparse))
     check_same_signature(left, right)
     samples = samples_for(left, data, config)
     return compare_sessions(left, right, samples.batches(config.batch_size))

@@ -31,7 +31,7 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Bytes of a file (with its external data), gzipped, and what is left in its prunable layers."""
+    """Bytes of a file (with its external data), gzipped (over 256 MiB estimated), and what is left in its prunable layers."""
 
     file_bytes: int
     gzip_bytes: int

@@ -37,20 +37,21 @@ def score_layer(task: Task, repair: Repair, grid: Sequence[float] = GRID) -> Sco
     part = task.moments.only(shown)
     share = layer.rows / len(shown)
 
-    def residuals(fold: Fold, points: Sequence[float]) -> FloatArray:
-        masks = (task.pattern.mask(layer, task.scores, round(s * layer.size))[shown] for s in points)
+    points = FEW if repair.dear and len(grid) > len(FEW) else grid
+    masks = task.pattern.masks(layer, task.scores, [round(s * layer.size) for s in points], shown)
+
+    def residuals(fold: Fold) -> FloatArray:
         return np.array(
             [share * float(fold(Pruned(task.weight[shown], mask, part, rough=True)).residual.sum()) for mask in masks]
         )
 
-    points = FEW if repair.dear and len(grid) > len(FEW) else grid
     return ScoreCurve(
         layer=layer.name,
         size=layer.size,
         signal=float(task.moments.target_variance.sum()),
         sparsity=np.asarray(grid, np.float64),
-        raw=interpolate(points, residuals(none, points), grid),
-        residual=interpolate(points, residuals(repair.fold, points), grid),
+        raw=interpolate(points, residuals(none), grid),
+        residual=interpolate(points, residuals(repair.fold), grid),
     )
 
 

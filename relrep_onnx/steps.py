@@ -226,9 +226,10 @@ def write(job: Job, repaired: MutableMapping[str, RepairedLayer], allocator: str
     """
     sparse = graphs.without_data(job.graph.model, {layer.weight for layer in job.layers})
     for layer in job.layers:
-        graphs.restore(sparse, job.graph, layer.weight)
         if layer.name in repaired:
-            graphs.write_layer(sparse, layer, repaired.pop(layer.name))
+            graphs.write_layer(sparse, layer, repaired.pop(layer.name), graphs.read_weight(job.graph, layer))
+        else:
+            graphs.restore(sparse, job.graph, layer.weight)
     record = {
         "allocate": allocator,
         "sparsity": f"{sparsity:.10g}",

@@ -10,7 +10,10 @@ so the net gain of every exchange inside a row is exact, as is that between two 
 
 from __future__ import annotations
 
+import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -51,13 +54,27 @@ class _Row:
             inner = float(net.flat[place]), *divmod(place, len(pruned))
         return cls(kept, pruned, costs, gains, inner)
 
+    @cached_property
+    def gain(self) -> float:
+        """What its best pruned weight gains."""
+        return float(self.gains.max(initial=-np.inf))
+
+    @cached_property
+    def cost(self) -> float:
+        """What its cheapest survivor costs."""
+        return float(self.costs.min(initial=np.inf))
+
     def without(self, place: int) -> Array:
         """The survivors less one."""
         return np.delete(self.kept, place)
 
     def joined(self, place: int) -> Array:
         """The survivors and one more."""
-        return np.sort(np.append(self.kept, self.pruned[place]))
+        return np.append(self.kept, self.pruned[place])
+
+    def exchanged(self, lost: int, won: int) -> Array:
+        """The survivors, one of them exchanged."""
+        return np.append(self.without(lost), self.pruned[won])
 
 
 def exchange(matrices: FloatArray, linear: FloatArray, mask: BoolArray) -> BoolArray:
@@ -76,15 +93,13 @@ def exchange(matrices: FloatArray, linear: FloatArray, mask: BoolArray) -> BoolA
     rows = [row(number, np.flatnonzero(mask[number])) for number in range(len(mask))]
     enough = LEAST * float(sum((b**2).sum() for b in linear)) / float(np.einsum("gcc->gc", matrices).mean())
     for _ in range(mask.size):
-        taker = max(range(len(rows)), key=lambda number: rows[number].gains.max(initial=-np.inf))
-        giver = min((n for n in range(len(rows)) if n != taker), key=lambda n: rows[n].costs.min(initial=np.inf), default=taker)
         own = max(range(len(rows)), key=lambda number: rows[number].inner[0])
-        between = rows[taker].gains.max(initial=-np.inf) - rows[giver].costs.min(initial=np.inf) if giver != taker else -np.inf
         net, lost, won = rows[own].inner
+        between, taker, giver = _best_pair(rows)
         if max(net, between) <= enough:
             break
         if net >= between:
-            rows[own] = row(own, np.sort(np.append(rows[own].without(lost), rows[own].pruned[won])))
+            rows[own] = row(own, rows[own].exchanged(lost, won))
         else:
             rows[taker], rows[giver] = (
                 row(taker, rows[taker].joined(int(np.argmax(rows[taker].gains)))),
@@ -94,3 +109,11 @@ def exchange(matrices: FloatArray, linear: FloatArray, mask: BoolArray) -> BoolA
     for number, one in enumerate(rows):
         result[number, one.kept] = True
     return result
+
+
+def _best_pair(rows: Sequence[_Row]) -> tuple[float, int, int]:
+    """The largest net gain between two rows, who takes and who gives; minus infinity where there is one row only."""
+    takers = heapq.nlargest(2, range(len(rows)), key=lambda number: rows[number].gain)
+    givers = heapq.nsmallest(2, range(len(rows)), key=lambda number: rows[number].cost)
+    pairs = [(rows[taker].gain - rows[giver].cost, taker, giver) for taker in takers for giver in givers if taker != giver]
+    return max(pairs, key=lambda pair: pair[0], default=(-np.inf, 0, 0))

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -648,3 +649,24 @@ def test_whole_layers_in_macs(candidates: list[Candidate], share: float, cost: f
     check_bounds(zeros, candidates, budget)
     gap = abs(cost_of(zeros, candidates) - budget.sparsity * total(candidates))
     assert gap <= max(c.cost * c.step for c in candidates)
+
+
+@pytest.mark.parametrize("name", ["global", "lamp"])
+@pytest.mark.parametrize("sparsity", [0.1, 0.5, 0.93])
+def test_large_layers_are_ranked_by_neighbours_together(name: str, sparsity: float) -> None:
+    candidates = [candidate("small", 3, 5), candidate("large", 30, 40, seed=1), candidate("other", 20, 20, seed=2)]
+    exact = allocate(ALLOCATORS[name], candidates, Budget(sparsity))
+    with mock.patch("relrep_onnx.allocate.THIN", 100):
+        found = allocate(ALLOCATORS[name], candidates, Budget(sparsity))
+    assert sum(found.values()) == round(sparsity * 1615)
+    for c in candidates:
+        # What moves is less than a run of each layer that was thinned: 12 and 4 neighbours.
+        assert abs(found[c.layer.name] - exact[c.layer.name]) <= 16
+
+
+def test_a_curve_that_ends_before_all_weights_goes_on_flat() -> None:
+    short = dataclasses.replace(candidate("short"), curve=ScoreCurve("short", 24, SIGNAL, GRID[:3], GRID[:3], GRID[:3] / 2))
+    candidates = [short, candidate("whole")]
+    assert allocate(ALLOCATORS["rr-curve"], candidates, Budget(1.0)) == {"short": 24, "whole": 24}
+    # Free weights go before all that cost something, but a layer's last segment comes after every other.
+    assert allocate(ALLOCATORS["rr-curve"], candidates, Budget(0.75)) == {"short": 18, "whole": 18}

@@ -21,6 +21,7 @@ from tests.test_export_int8 import halved
 from tests.test_pipeline import inputs, small_net
 from tools.bench import (
     accuracy,
+    big,
     choices,
     cost,
     exports,
@@ -255,6 +256,16 @@ def test_chain_is_a_valid_model_with_that_many_layers() -> None:
     assert y.shape == (2, 10)
     assert np.isfinite(y).all()
     assert np.ptp(y) > 0
+
+
+def test_the_big_model_is_what_its_file_of_weights_says(tmp_path: Path) -> None:
+    path, x = tmp_path / "big.onnx", np.random.default_rng(0).normal(size=(4, 32)).astype(np.float32)
+    assert big.write_model(path, 32, 3) == 3 * 4 * 32 * 32 == path.with_suffix(".data").stat().st_size
+    expected = x
+    for weight in np.fromfile(path.with_suffix(".data"), np.float32).reshape(3, 32, 32):
+        expected = expected + np.tanh(expected @ weight)
+    (y,) = onnxruntime.InferenceSession(str(path)).run(None, {"x": x})
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_multiples_are_taken_within_a_round() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper
+from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from relrep_onnx.calibrate import DenseLayer, Feeding, WalkSettings, dense_pass, sequential_pass
 from relrep_onnx.graph import Graph, branch_scale, find_layers, with_layer
@@ -78,6 +79,54 @@ def test_the_scale_is_that_of_the_normalization() -> None:
     graph = Graph(model)
     two = next(layer for layer in find_layers(graph, ALL)[0] if layer.name == "two")
     np.testing.assert_allclose(branch_scale(graph, two), np.linspace(0.5, 2, WIDTH) / 2, rtol=1e-6)
+
+
+def edited(edit: Callable[[ModelProto], None]) -> ModelProto:
+    model = residual(norm=True)
+    edit(model)
+    return model
+
+
+def node_of(model: ModelProto, op: str) -> NodeProto:
+    return next(node for node in model.graph.node if node.op_type == op)
+
+
+def set_values(model: ModelProto, name: str, values: list[float]) -> None:
+    (tensor,) = (t for t in model.graph.initializer if t.name == name)
+    tensor.CopyFrom(numpy_helper.from_array(np.array(values, np.float32), name))
+
+
+def test_channels_that_the_normalization_shuts_make_up_for_nothing() -> None:
+    model = edited(lambda m: set_values(m, "gamma", [1.0, -2.0, 0.0, 1.9e-3, -2.1e-3, 1.0]))
+    graph = Graph(model)
+    two = next(layer for layer in find_layers(graph, ALL)[0] if layer.name == "two")
+    np.testing.assert_allclose(branch_scale(graph, two), [0.5, -1.0, np.inf, np.inf, -1.05e-3, 0.5], rtol=1e-6)
+
+
+def normalize_by_the_input(model: ModelProto) -> None:
+    model.graph.node.insert(0, helper.make_node("ReduceMax", ["x"], ["computed"], axes=[0, 2, 3], keepdims=0))
+    node_of(model, "BatchNormalization").input[1] = "computed"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        normalize_by_the_input,
+        lambda m: set_values(m, "var", [1.0, 1.0, 0.0, 1.0, 1.0, 1.0]),
+        lambda m: set_values(m, "var", [1.0, 1.0, -1.0, 1.0, 1.0, 1.0]),
+        lambda m: node_of(m, "Add").input.__setitem__(0, "normed"),  # a sum of the branch with itself
+        lambda m: setattr(node_of(m, "Add"), "op_type", "Mul"),
+        lambda m: setattr(node_of(m, "Add"), "domain", "others"),
+    ],
+    ids=["unknown scale", "no spread", "negative spread", "twice itself", "product", "other domain"],
+)
+def test_what_ends_no_branch(edit: Callable[[ModelProto], None]) -> None:
+    model = edited(edit)
+    graph = Graph(model)
+    layers = {layer.name: layer for layer in find_layers(graph, ALL)[0]}
+    assert layers["two"].shortcut is None
+    with pytest.raises(KeyError, match="two"):
+        branch_scale(graph, layers["two"])
 
 
 def passes(model: ModelProto, feeds: list[Feeds], *, sums: bool) -> tuple[dict[str, RepairedLayer], dict[str, Moments]]:

@@ -357,16 +357,6 @@ def test_images_of_the_sample_through_the_command(tmp_path: Path) -> None:
     assert "80.0% of their MACs" in " ".join(result.output.split())
 
 
-def test_names_cannot_drive_the_terminal(place: Path, tmp_path: Path) -> None:
-    model = small_net()
-    model.graph.node[0].name = "evil\x1b[2J[red]name"
-    onnx.save(model, tmp_path / "evil.onnx")
-    result = run("inspect", tmp_path / "evil.onnx")
-    assert result.exit_code == 0, result.output
-    assert "\x1b" not in result.output
-    assert "evil\\x1b[2J[red]name" in result.output
-
-
 @pytest.mark.parametrize("command", ["inspect", "analyze", "optimize", "refine", "compare"])
 def test_help_names_every_option(command: str) -> None:
     result = run(command, "--help")

@@ -156,6 +156,18 @@ def test_every_kind_of_layer(name: str) -> None:
     assert np.linalg.norm((given - expected).astype(np.float64)) < 0.05 * np.linalg.norm(expected.astype(np.float64))
 
 
+def test_layers_that_share_a_bias() -> None:
+    """The quantizer's own copy would be called `b0`, like the activation, and the file would not load."""
+    nodes = [
+        helper.make_node("Conv", ["x", "v", "b"], ["b0"], group=8),
+        helper.make_node("Conv", ["b0", "w", "b"], ["y"], group=8),
+    ]
+    tensors = {"v": random(0, 8, 1, 3, 3), "w": random(1, 8, 1, 3, 3), "b": random(2, 8)}
+    model, x = build(nodes, {"x": ("n", 8, 6, 6)}, ["y"], tensors), random(3, 64, 8, 6, 6)
+    expected, given = run(model, {"x": x})["y"], run(quantized(model, x), {"x": x})["y"]
+    assert np.linalg.norm(given - expected) < 0.05 * np.linalg.norm(expected)
+
+
 def test_older_operator_sets_are_raised() -> None:
     model = halved(small_net())
     model.opset_import[0].version = 12

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto, helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
@@ -26,12 +27,16 @@ from relrep_onnx.graph import (
     input_files,
     load,
     model_hash,
+    plan_stages,
     read_weight,
     set_metadata,
+    stage_model,
     staged,
     with_layer,
+    without_data,
     write_layer,
 )
+from relrep_onnx.graph.external import stored_tensors
 from relrep_onnx.types import Array, ConfigError, Layer, ModelError, RepairedLayer, Selection, Skipped
 from tests import models
 from tests.models import ALL, build, change, constant, only_layer, random, run, single, stored
@@ -476,6 +481,82 @@ def test_external_data_is_loaded(tmp_path: Path) -> None:
     assert set(loaded.external) == {t.name for t in loaded.model.graph.initializer}
     assert not any(uses_external_data(t) for t in loaded.model.graph.initializer)
     assert model_hash(loaded.model) == model_hash(load(models.convnet()).model)
+
+
+@pytest.fixture
+def all_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    for room in ("external", "storage"):
+        monkeypatch.setattr(f"relrep_onnx.graph.{room}.MESSAGE", 0)
+    monkeypatch.setattr("relrep_onnx.graph.external.SMALL", 0)
+
+
+@pytest.mark.usefixtures("all_large")
+def test_weights_of_a_large_model_wait_in_their_files(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    models.save(models.convnet(), path, data="weights.bin")
+    lazy, eager = load(path, lazily=True), load(path)
+    assert lazy.large
+    assert all(uses_external_data(t) for t in lazy.model.graph.initializer)
+    assert not any(uses_external_data(t) for t in eager.model.graph.initializer)
+    assert (lazy.external, model_hash(lazy.model)) == (eager.external, model_hash(eager.model))
+    found, _ = find(lazy.model)
+    assert found == find(eager.model)[0]
+    for layer in found:
+        np.testing.assert_array_equal(read_weight(Graph(lazy.model), layer), read_weight(Graph(eager.model), layer))
+    assert without_data(lazy.model, ()) == eager.model
+    assert without_data(lazy.model, {"conv0.w"}) == without_data(eager.model, {"conv0.w"})
+    (tmp_path / "weights.bin").unlink()
+    with pytest.raises(ModelError, match=r"the external data 'weights.bin' of tensor .* cannot be read: No such file"):
+        read_weight(Graph(lazy.model), found[0])
+
+
+@pytest.mark.usefixtures("all_large")
+def test_only_initializers_wait(tmp_path: Path) -> None:
+    onnx.save_model(
+        if_with_weights(),
+        str(tmp_path / "model.onnx"),
+        save_as_external_data=True,
+        location="data",
+        size_threshold=0,
+        convert_attribute=True,
+    )
+    lazy = load(tmp_path / "model.onnx", lazily=True)
+    waiting = [t.name for t in stored_tensors(lazy.model) if uses_external_data(t)]
+    assert waiting == [t.name for t in lazy.model.graph.initializer] == ["zero"]
+    assert len(lazy.external) > 1
+
+
+def test_a_stage_over_2_gb_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph(models.convnet())
+    layers, _ = find(graph.model)
+    stage = plan_stages(graph, layers)[1]
+    assert stage_model(graph, stage, {"x": "tensor(float)"}).graph.initializer
+
+    def too_large(tensor: object) -> object:
+        raise EncodeError("Failed to serialize proto")  # as a message of more than 2 GB does when it is copied
+
+    monkeypatch.setattr("relrep_onnx.graph.stages.whole", too_large)
+    with pytest.raises(ModelError, match="between two pruned layers is over 2 GB: split the largest tensor"):
+        stage_model(graph, stage, {"x": "tensor(float)"})
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+@pytest.mark.usefixtures("all_large")
+def test_bytes_of_stored_tensors(tmp_path: Path, lazily: bool) -> None:
+    models.save(models.convnet(), tmp_path / "model.onnx", data="weights.bin")
+    graph = Graph(load(tmp_path / "model.onnx", lazily=lazily).model)
+    assert all(graph.bytes_of(name) == graph.stored(name).nbytes > 0 for name in graph.tensors)
+
+
+@pytest.mark.usefixtures("all_large")
+def test_a_waiting_tensor_holds_what_its_shape_says(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    models.save(models.convnet(), path, data="weights.bin")
+    model = ModelProto.FromString(path.read_bytes())
+    model.graph.initializer[0].dims[0] += 1
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match=r"holds \d+ bytes, but its shape .* need"):
+        load(path, lazily=True)
 
 
 def test_missing_external_data_is_named(tmp_path: Path) -> None:

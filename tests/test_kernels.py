@@ -42,6 +42,14 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
     "odd groups": ((15, 2, 3, 3), (1, 6, 9, 8), {"pads": [1, 1, 1, 1], "group": 3}),
     "depthwise": ((20, 1, 3, 3), (1, 20, 14, 14), {"pads": [1, 1, 1, 1], "group": 20}),
     "depthwise stride 2": ((20, 1, 3, 3), (1, 20, 15, 14), {"pads": [1, 1, 1, 1], "strides": [2, 2], "group": 20}),
+    "depthwise, many tiles": ((3, 1, 5, 5), (2, 3, 130, 121), {"pads": [2, 2, 2, 2], "group": 3}),
+    "depthwise, narrow": ((6, 1, 3, 3), (2, 6, 7, 3), {"pads": [1, 1, 1, 1], "group": 6}),
+    "depthwise, dilation and stride": (
+        (5, 1, 3, 4),
+        (1, 5, 40, 37),
+        {"pads": [2, 1, 0, 3], "strides": [2, 3], "dilations": [3, 1], "group": 5},
+    ),
+    "depthwise 1x1": ((8, 1, 1, 1), (1, 8, 9, 10), {"group": 8}),
     "wide": ((4, 3, 3, 3), (1, 3, 5, 700), {"pads": [1, 1, 1, 1]}),
     "wide stride 2": ((4, 3, 3, 3), (1, 3, 9, 900), {"pads": [1, 1, 1, 1], "strides": [2, 2]}),
     "tall": ((4, 3, 3, 3), (1, 3, 600, 5), {"pads": [1, 1, 1, 1]}),
@@ -99,7 +107,8 @@ def test_what_is_fused(isa: str, adds: bool, activation: functions.Activation, b
 @given(data=st.data())
 def test_random_convolutions(isa: str, data: st.DataObject) -> None:
     small = st.integers(1, 3)
-    group, kernel = data.draw(small), [data.draw(st.integers(1, 4)) for _ in range(2)]
+    depthwise = data.draw(st.booleans())
+    group, kernel = data.draw(st.integers(1, 9) if depthwise else small), [data.draw(st.integers(1, 4)) for _ in range(2)]
     dilations = [data.draw(small) for _ in range(2)]
     window = {
         "group": group,
@@ -107,7 +116,7 @@ def test_random_convolutions(isa: str, data: st.DataObject) -> None:
         "dilations": dilations,
         "pads": [data.draw(st.integers(0, 3)) for _ in range(4)],
     }
-    rows, channels = group * data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    rows, channels = (group, 1) if depthwise else (group * data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9)))
     sizes = [data.draw(st.integers(max(1, (k - 1) * d + 1), 30)) for k, d in zip(kernel, dilations, strict=True)]
     weight = sparse_weight(
         9, (rows, channels, *kernel), data.draw(st.sampled_from([0.05, 0.3, 1.0])), block=data.draw(st.sampled_from([1, 4]))

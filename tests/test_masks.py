@@ -161,6 +161,21 @@ def test_masks_are_those_of_plain_loops(name: str, case: tuple[Layer, FloatArray
     np.testing.assert_array_equal(mask, brute_mask(pattern, layer, scores, zeros))
 
 
+@pytest.mark.parametrize("name", ["unstructured", SELECTIVE[0], BLOCKS[0]])
+@settings(deadline=None, max_examples=25)
+@given(case=scored_layers(), shares=st.lists(st.floats(0, 1), max_size=5), seed=st.integers(0, 99))
+def test_many_masks_at_once_are_those_of_one_at_a_time(
+    name: str, case: tuple[Layer, FloatArray], shares: list[float], seed: int
+) -> None:
+    (layer, scores), pattern = case, pattern_named(name)
+    zeros = [round(share * layer.size) for share in [0.0, *shares, 1.0]]
+    rows = np.flatnonzero(np.random.default_rng(seed).random(layer.rows) < 0.5)
+    found = pattern.masks(layer, scores, zeros, rows)
+    assert len(found) == len(zeros)
+    for mask, count in zip(found, zeros, strict=True):
+        np.testing.assert_array_equal(mask, pattern.mask(layer, scores, count)[rows])
+
+
 @pytest.mark.parametrize("name", ["unstructured", *SELECTIVE, *BLOCKS])
 @settings(deadline=None, max_examples=20)
 @given(case=scored_layers(), share=st.floats(0, 1))

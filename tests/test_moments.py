@@ -195,6 +195,8 @@ def test_both_forms_answer_alike(seed: int, n: int, groups: int) -> None:
 def test_a_covariance_needs_one_form() -> None:
     with pytest.raises(ValueError, match="matrix or a factor"):
         Covariance(1, np.zeros((1, 2)), None, None).apply(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="matrix or a factor"):
+        Covariance(1, np.zeros((1, 2)), None, None).gram.sum()
 
 
 @settings(deadline=None, max_examples=40)

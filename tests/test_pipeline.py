@@ -301,6 +301,23 @@ def test_external_data_stays_external(tmp_path: Path) -> None:
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
+def test_the_weights_of_a_large_model_stay_in_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, config = tmp_path / "in.onnx", dataclasses.replace(SMALL, allocate="erk")
+    onnx.save(small_net(), source, save_as_external_data=True, location="in.weights", size_threshold=256)
+    monkeypatch.setattr("relrep_onnx.graph.storage.MESSAGE", 0)
+    whole = optimize(source, tmp_path / "whole.onnx", inputs(), config)
+    monkeypatch.setattr("relrep_onnx.graph.external.MESSAGE", 0)
+    monkeypatch.setattr("relrep_onnx.graph.external.SMALL", 256)
+    lazy = optimize(source, tmp_path / "lazy.onnx", inputs(), config)
+    assert onnx.load(tmp_path / "lazy.onnx") == onnx.load(tmp_path / "whole.onnx")
+    assert (lazy.provenance.model_sha256, lazy.fidelity) == (whole.provenance.model_sha256, whole.fidelity)
+    assert lazy.sparsity == whole.sparsity == pytest.approx(0.7, abs=1e-3)
+    assert [t.data_location for t in lazy.model.graph.initializer if t.name == "w2"] == [TensorProto.EXTERNAL]
+    assert compare(source, tmp_path / "lazy.onnx", inputs(), config).relative_l2 > 0
+    kept = optimize(source, None, inputs(), config)
+    assert weights(kept.model)["w2"].tobytes() == weights(onnx.load(tmp_path / "lazy.onnx"))["w2"].tobytes()
+
+
 KILLED = """
 import dataclasses, os, signal, sys
 from pathlib import Path

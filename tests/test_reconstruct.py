@@ -15,6 +15,7 @@ from relrep_onnx.masks import PATTERNS, magnitude, pattern_named
 from relrep_onnx.moments import DAMPING, Covariance, Moments, MomentStream
 from relrep_onnx.reconstruct import least_squares
 from relrep_onnx.repair import REPAIRS, Pruned, Task, reconstruct, search_and_reconstruct
+from relrep_onnx.swaps import exchange
 from relrep_onnx.types import BoolArray, CalibrationError, Contraction, FloatArray, Layer, Window
 
 
@@ -296,3 +297,108 @@ def test_dead_inputs_and_dead_layers(n: int) -> None:
         repaired = search_and_reconstruct(replace(one, zeros=zeros))
         assert np.isfinite(repaired.weight).all()
         np.testing.assert_allclose(repaired.bias_shift, one.moments.target_mean, rtol=1e-12)
+
+
+def largest(count: int) -> room.Choose:
+    return lambda scores: (-scores).reshape(-1).argsort(kind="stable").argsort().reshape(scores.shape) < count
+
+
+def least(quadratic: room.Quadratic, mask: BoolArray) -> FloatArray:
+    """The least f of each row on its support, but for its constant: -b A_SS^-1 b, by a solver of its own."""
+    result = np.zeros(len(mask))
+    for r, kept in enumerate(mask):
+        matrix = quadratic.inputs.gram[r // quadratic.per_group] + quadratic.ridge[r] * np.eye(mask.shape[1])
+        b = quadratic.linear[r, kept]
+        result[r] = -b @ np.linalg.solve(matrix[np.ix_(kept, kept)], b)
+    return result
+
+
+@pytest.mark.parametrize("n", [6, 80])
+def test_one_shot_ranks_by_what_a_removal_costs(n: int) -> None:
+    moments, weight = moments_of(29, n, 2, 7, 6)
+    quadratic, given_scores = quadratic_of(moments, weight), []
+
+    def choose(scores: FloatArray) -> BoolArray:
+        given_scores.append(scores)
+        return largest(20)(scores)
+
+    mask = room.one_shot(quadratic, choose)
+    everything: BoolArray = np.ones(weight.shape, np.bool_)
+    costs = np.zeros(weight.shape)
+    for j in range(7):
+        without = everything.copy()
+        without[:, j] = False
+        costs[:, j] = least(quadratic, without) - least(quadratic, everything)
+    np.testing.assert_allclose(given_scores[0] ** 2, costs, rtol=1e-6, atol=1e-9)
+    np.testing.assert_array_equal(mask, largest(20)(costs))
+
+
+def test_polishing_takes_the_best_of_its_ends() -> None:
+    seen = set()
+    for seed in range(12):
+        moments, weight = moments_of(seed, 60, 1, 8, 2)
+        quadratic, rng = quadratic_of(moments, weight), np.random.default_rng(seed)
+        starts = [largest(8)(rng.random(weight.shape)) for _ in range(3)]
+        ends = [float(least(quadratic, exchange(quadratic.matrices, quadratic.linear, start)).sum()) for start in starts]
+        assert least(quadratic, room.polished(quadratic, starts)).sum() == pytest.approx(min(ends), rel=1e-9)
+        seen.add(ends.index(min(ends)))
+    assert len(seen) > 1, "one start is always the best: nothing was decided"
+
+
+def plain_search(quadratic: room.Quadratic, choose: room.Choose, dense: FloatArray, *, common: bool) -> BoolArray:
+    """The search as its docstring says it, in float64, each row by a solver; `common` takes one ridge for all scaled columns."""
+    cols, data = dense.shape[1], quadratic.linear - quadratic.ridge[:, None] * dense
+    systems, right, d = [], np.zeros(dense.shape), np.zeros(dense.shape)
+    for r in range(len(dense)):
+        gram = quadratic.inputs.gram[r // quadratic.per_group]
+        unit = 1 / np.sqrt(np.diag(gram) + quadratic.ridge[r])
+        ridge = quadratic.ridge[r] * unit**2
+        ridge = np.full(cols, ridge.mean()) if common else ridge
+        systems.append(unit[:, None] * gram * unit + np.diag(ridge))
+        d[r] = dense[r] / unit
+        right[r] = data[r] * unit + ridge * d[r]
+    v, mask, rho = np.zeros(dense.shape), np.zeros(dense.shape, np.bool_), 0.1
+    for _ in range(100):
+        x = np.stack([np.linalg.solve(a + rho * np.eye(cols), b) for a, b in zip(systems, right + rho * d - v, strict=True)])
+        before, mask = mask, choose(np.abs(x + v / rho))
+        d = np.where(mask, x + v / rho, 0)
+        v = v + rho * (x - d)
+        changed = (mask & ~before).sum() / mask.sum()
+        if not changed:
+            break
+        rho *= 1.1 if changed > 0.1 else 1.07 if changed > 0.005 else 1.03
+    return mask
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("n", [10, 300])
+def test_the_search_is_the_one_that_is_written_down(n: int, groups: int) -> None:
+    for seed in range(8):
+        moments, weight = moments_of(seed, n, groups, 16, 8)
+        quadratic = quadratic_of(moments, weight)
+        choose = largest(round(weight.size * (0.2 + 0.08 * seed)))
+        mask, guess = room.search(quadratic, choose, weight)
+        np.testing.assert_array_equal(mask, plain_search(quadratic, choose, weight, common=n == 10))
+        np.testing.assert_array_equal(guess != 0, mask)
+        # A guess that is close to the optimum on its support, in the weight's own units.
+        exact = brute_force(moments, weight, mask)
+        assert np.linalg.norm(guess - exact) < 0.5 * np.linalg.norm(weight - exact)
+
+
+@pytest.mark.parametrize("n", [10, 300])
+@pytest.mark.parametrize("rough", [False, True])
+def test_results_are_exact_and_scores_need_not_be(n: int, rough: bool) -> None:
+    moments, weight = moments_of(31, n, 1, 40, 12)
+    quadratic, mask = quadratic_of(moments, weight), np.random.default_rng(0).random(weight.shape) < 0.7
+    with mock.patch.object(room, "DIRECT_SHARE", 0):
+        solved = room.solve(quadratic, mask, weight, room.ROUGH if rough else room.EXACT)
+        repaired = reconstruct(Pruned(weight, mask, moments, rough) if rough else Pruned(weight, mask, moments))
+    gram = moments.inputs.gram[0] + quadratic.ridge[0] * np.eye(40)
+    left = np.where(mask, quadratic.linear - solved @ gram, 0)
+    error = np.linalg.norm(left, axis=1) / np.linalg.norm(quadratic.linear, axis=1)
+    assert error.max() <= (1e-3 if rough else 1e-11)
+    exact = brute_force(moments, weight, mask)
+    exact *= np.sqrt(moments.output_variance / moments.inputs.variances(exact))[:, None]
+    gap = np.abs(repaired.weight - exact).max() / np.abs(exact).max()
+    assert (gap < 1e-8) != rough
+    assert gap < 0.05

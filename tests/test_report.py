@@ -22,10 +22,11 @@ from rich.console import Console
 
 from relrep_onnx import Config, analyze, cli, optimize, report
 from relrep_onnx.benchmark import NodeTime, Plan, Setting, Timing
+from relrep_onnx.escape import clean, plain
 from relrep_onnx.report import parts, pictures, words
 from relrep_onnx.report.document import Cell, Chart, Code, Document, Section, Sentences, Series, Table, row, section, table
 from relrep_onnx.report.html import page
-from relrep_onnx.report.markdown import item, markdown, plain
+from relrep_onnx.report.markdown import item, markdown
 from relrep_onnx.report.markup import Markup, tag
 from relrep_onnx.report.schema import schema
 from relrep_onnx.results import BenchmarkResult, Finding, ModelFile, Result, Trial, to_json
@@ -129,15 +130,15 @@ def tables(document: Document) -> list[Table]:
 
 def shown(part: Table) -> list[list[str]]:
     """The cells of a table as every face must show them."""
-    return [[words.clean(cell.text) for cell in cells] for cells in part.rows]
+    return [[clean(cell.text) for cell in cells] for cells in part.rows]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_page_holds_every_table(kind: str, documents: dict[str, Document]) -> None:
     found = Page(page(documents[kind]))
-    assert {words.clean(t.caption) for t in tables(documents[kind])} == found.tables.keys()
+    assert {clean(t.caption) for t in tables(documents[kind])} == found.tables.keys()
     for part in tables(documents[kind]):
-        head, *rows = found.tables[words.clean(part.caption)]
+        head, *rows = found.tables[clean(part.caption)]
         assert head == [column.title or "name" for column in part.columns]
         assert rows == shown(part)
 
@@ -159,9 +160,9 @@ def test_the_terminal_holds_every_table_but_the_details(kind: str, documents: di
     out = Console(file=io.StringIO(), width=600, force_terminal=False)
     out.print(report.render(documents[kind]))
     text = out.file.getvalue()  # type: ignore[attr-defined]
-    assert words.clean(text.replace("\n", "")) == text.replace("\n", "")
+    assert clean(text.replace("\n", "")) == text.replace("\n", "")
     lines = text.splitlines()
-    assert lines[0].rstrip() == words.clean(documents[kind].verdict)
+    assert lines[0].rstrip() == clean(documents[kind].verdict)
     for part in (p for s in documents[kind].sections for p in s.parts if isinstance(p, Table)):
         for _, *cells in shown(part):
             assert any(all(cell in line for cell in cells) for line in lines), cells
@@ -203,7 +204,7 @@ def test_the_page_is_sound_and_alone(kind: str, documents: dict[str, Document]) 
         assert re.search(r"https?:|url\(|@import|import\(|fetch|XMLHttp|</", content) is None
         assert base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() in text
         assert content in text
-    assert words.clean(EVIL) in found.text
+    assert clean(EVIL) in found.text
 
 
 def test_every_chart_says_what_it_shows(documents: dict[str, Document]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -90,6 +91,21 @@ def test_many_channels_are_scored_on_some(groups: int) -> None:
     assert curve.raw[0] == pytest.approx(400 * (output**2).mean())
     assert curve.residual[0] == pytest.approx(400 * output.var())
     assert curve.signal == pytest.approx(400 * output.var())
+
+
+@pytest.mark.parametrize(
+    ("groups", "per_group", "shown"),
+    [(1, 100, 32), (1, 33, 32), (1, 20, 20), (3, 40, 10), (2, 16, 16), (2, 17, 16), (40, 3, 1)],
+)
+def test_the_channels_that_are_scored_are_spread_evenly(groups: int, per_group: int, shown: int) -> None:
+    rng, rows = np.random.default_rng(0), groups * per_group
+    x, weight = rng.normal(size=(50, groups, 3)), rng.normal(size=(rows, 3)) * rng.uniform(0.1, 10, size=(rows, 1))
+    layer = Layer("a", "MatMul", "w", (rows, 3), rows, 3, groups, Contraction(-1), ())
+    steps = [Fraction(i * (per_group - 1), shown - 1) for i in range(shown)] if shown > 1 else [Fraction(0)]
+    chosen = [group * per_group + round(step) for group in range(groups) for step in steps]
+    energy = [((x[:, r // per_group] @ weight[r]) ** 2).mean() for r in chosen]
+    curve = score_layer(task_of(x, weight, magnitude(weight), layer=layer), REPAIRS["none"], (1.0,))
+    assert curve.raw[0] == pytest.approx(per_group / shown * sum(energy))
 
 
 def test_the_pattern_ranks_the_saliency() -> None:

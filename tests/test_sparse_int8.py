@@ -55,6 +55,37 @@ def test_layers_that_are_not_named_stay_dense() -> None:
     assert operators(sparse).count("Conv") == 2
 
 
+POOLS = {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]}
+
+
+def pooled(*pools: dict[str, Any]) -> ModelProto:
+    """Pools between two convolutions, quantized."""
+    stored = {"w0": sparse_weight(0, (16, 8, 3, 3), 0.3), "w1": sparse_weight(1, (8, 16, 3, 3), 0.3)}
+    nodes = [helper.make_node("Conv", ["x", "w0"], ["t0"], name="first")]
+    nodes += [helper.make_node("MaxPool", [f"t{i}"], [f"t{i + 1}"], name=f"pool{i}", **pool) for i, pool in enumerate(pools)]
+    nodes.append(helper.make_node("Conv", [f"t{len(pools)}", "w1"], ["y"], name="second"))
+    return quantized(build(nodes, {"x": ["N", 8, 20, 20]}, ["y"], stored), 4, 8, 20, 20)
+
+
+@pytest.mark.parametrize(
+    "pool", [POOLS, {"kernel_shape": [2, 3], "ceil_mode": 1}, {"kernel_shape": [5, 5], "auto_pad": "SAME_UPPER"}]
+)
+def test_pools_behind_int8_operators_have_their_channels_last(pool: dict[str, Any]) -> None:
+    found = operators(agree(pooled(pool), ["first", "second"], 4, 8, 20, 20))
+    assert (found.count("NhwcMaxPool"), found.count("MaxPool")) == (1, 0)
+
+
+def test_every_pool_of_a_chain_has_its_channels_last() -> None:
+    found = operators(agree(pooled(POOLS, {"kernel_shape": [2, 2]}), ["first", "second"], 4, 8, 20, 20))
+    assert (found.count("NhwcMaxPool"), found.count("MaxPool")) == (2, 0)
+
+
+@pytest.mark.parametrize(("pool", "layers"), [({**POOLS, "dilations": [2, 2]}, ["first"]), (POOLS, ["second"])])
+def test_other_pools_stay(pool: dict[str, Any], layers: list[str]) -> None:
+    found = operators(agree(pooled(pool), layers, 4, 8, 20, 20))
+    assert (found.count("NhwcMaxPool"), found.count("MaxPool")) == (0, 1)
+
+
 def pairs(stored: dict[str, Array], activation: str = "", **attributes: Any) -> ModelProto:
     """QuantizeLinear -> DequantizeLinear -> Conv -> [activation] -> the same, as tools other than ours write it."""
     weight = stored["w"]

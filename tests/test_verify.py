@@ -278,3 +278,13 @@ def test_gzip_size(tmp_path: Path, size: int) -> None:
     path.write_bytes(content)
     assert abs(gzip_size(path) - len(gzip.compress(content, 6, mtime=0))) <= 64
     assert gzip_size(path) == gzip_size(path)
+
+
+def test_the_gzip_size_of_a_huge_file_is_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("HUGE", 1 << 20), ("SAMPLED", 1 << 19), ("PIECE", 1 << 14)):
+        monkeypatch.setattr(f"relrep_onnx.verify.{name}", value)
+    values = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32)
+    values[values < 0] = 0
+    path = tmp_path / "model.onnx"
+    path.write_bytes(values.tobytes())
+    assert gzip_size(path) == pytest.approx(len(gzip.compress(values.tobytes(), 6)), rel=0.02)

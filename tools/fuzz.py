@@ -263,7 +263,8 @@ class Pool:
             code = process.wait()
             last = self._said()
             self.close()
-            return Outcome(kind, seed, f"the worker died: {last}", (code,), (), ())
+            ours = () if code < 0 else (f"the worker ended with {code}",)  # a signal is ONNX Runtime's, all else the fuzzer's
+            return Outcome(kind, seed, f"the worker died: {last}", (code,), (), ours)
         self.close()
         return Outcome(kind, seed, "", (), (), (f"no end after {self._seconds:g} s",))
 

@@ -25,9 +25,12 @@ def _npy(shape: object, kind: str = "<f4", payload: bytes = b"", version: bytes 
 
 def _npz(members: dict[str, bytes], compress: int = zipfile.ZIP_DEFLATED) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compress) as archive:
+    with zipfile.ZipFile(stream, "w") as archive:
         for name, content in members.items():
-            archive.writestr(name, content)
+            entry = zipfile.ZipInfo(name)  # `writestr` refuses an empty name on some versions of Python, and writes the hour
+            entry.compress_type = compress
+            with archive.open(entry, "w") as member:
+                member.write(content)
     return stream.getvalue()
 
 

@@ -26,7 +26,10 @@ NEEDS: Final[tuple[str, ...]] = tuple(
     tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
 )
 MINORS: Final = range(11, 20)
-TESTS: Final = ("graph", "operators", "pipeline", "export", "export_int8", "export_compact", "kernels", "sparse_ort", "cli")
+TESTS: Final = (
+    "graph", "operators", "pipeline", "distill", "refinement", "export", "export_int8", "int8_nodes", "export_compact", "kernels",
+    "sparse_ort", "cli",
+)  # fmt: skip
 Versions = Literal["lowest", "newest"]
 
 

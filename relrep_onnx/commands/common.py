@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from relrep_onnx import report
 from relrep_onnx.config import Config
+from relrep_onnx.escape import clean
 from relrep_onnx.types import ConfigError
 
 COMMAND_LINE: Final = f"{__name__}.command_line"
@@ -78,4 +79,4 @@ def publish(document: report.Document, json_path: Path | None, report_path: Path
 
 def say_written(what: str, seconds: float) -> None:
     """The last line of a run that wrote something."""
-    report.console_for().print(f"wrote {report.clean(what)} in {seconds:.1f} s", style="bold", markup=False)
+    report.console_for().print(f"wrote {clean(what)} in {seconds:.1f} s", style="bold", markup=False)

@@ -12,6 +12,7 @@ from relrep_onnx import report
 from relrep_onnx.commands.common import config_of
 from relrep_onnx.commands.options import INPUT_SHAPE, MODEL, SELECT_OPTIONS
 from relrep_onnx.distill import outlook
+from relrep_onnx.escape import clean
 from relrep_onnx.inspection import inspect as inspect_model
 from relrep_onnx.runtime import mobile_usability
 from relrep_onnx.types import Selection
@@ -34,4 +35,4 @@ def inspect(model: Path, gradients: bool, mobile: bool, **_: Any) -> None:
     if mobile:
         usable, lines = mobile_usability(model)
         console.print("\nONNX Runtime Mobile: NNAPI or CoreML " + ("may help" if usable else "will not help"), style="bold")
-        console.print("\n".join(map(report.clean, lines)), markup=False)
+        console.print("\n".join(map(clean, lines)), markup=False)

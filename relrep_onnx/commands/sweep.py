@@ -23,7 +23,7 @@ from relrep_onnx.commands.options import (
     setting,
 )
 from relrep_onnx.progress import shown_progress
-from relrep_onnx.sweeps import Grid, parse_sparsities, plot_front
+from relrep_onnx.sweeps import Grid, parse_sparsities
 from relrep_onnx.sweeps import sweep as run_sweep
 from relrep_onnx.types import ConfigError
 
@@ -115,5 +115,5 @@ def sweep(
             progress=progress,
         )
     if plot is not None:
-        plot_front(found, plot)
+        report.plot_front(found, plot)
     publish(report.of_sweep(found, command_line()), json_path, report_path, quiet=quiet)

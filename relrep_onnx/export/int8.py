@@ -25,6 +25,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from relrep_onnx.export.forms import Order, Product, Target
+from relrep_onnx.export.int8_nodes import unreached_nodes, wrong_nodes
 from relrep_onnx.graph import Graph, find_layers, raise_opset, read_weight, set_metadata, write_layer
 from relrep_onnx.runtime import FAILURES, RuntimeOptions, Session, quiet_tools
 from relrep_onnx.types import (
@@ -43,6 +44,8 @@ LEAST_OPSET: Final = 17
 """At older ones per-channel quantization gives invalid models without a word."""
 LEVELS: Final[Mapping[Target, int]] = {"amd64": 64, "arm": 127}
 TOLERANCE: Final = 0.3
+BIASED: Final = ("Conv", "ConvTranspose", "Gemm")
+BIAS_SLOT: Final = 2
 PROBE: Final = "relrep_shift_"
 _FAILURES: Final[tuple[type[Exception], ...]] = (
     *FAILURES, AssertionError, AttributeError, KeyError, OSError, TypeError, onnx.checker.ValidationError,
@@ -85,14 +88,16 @@ def int8(model: ModelProto, order: Order) -> Product:
     with tempfile.TemporaryDirectory(prefix="relrep-") as name, _naming():
         folder = Path(name)
         prepared = prepare(raise_opset(model, LEAST_OPSET), folder)
+        own_biases(prepared)
         graph = Graph(prepared)
-        floating = stay_floating(graph)
+        floating = wrong_nodes(graph)
         weights = rounded_weights(graph, LEVELS[order.target], floating)
         shifts = rounding_shifts(prepared, weights, order.calibration(), order.runtime)
         for w in weights:
             weight = read_weight(graph, w.layer)
             write_layer(prepared, w.layer, RepairedLayer(weight, shifts[w.layer.name], np.zeros(w.layer.rows)))
-        quantized = _quantize(prepared, guards(weights), floating, order, order.calibration(), folder)
+        excluded = [*floating, *unreached_nodes(graph, floating)]
+        quantized = _quantize(prepared, guards(weights), excluded, order, order.calibration(), folder)
     zeros, kept = kept_zeros(graph, Graph(quantized))
     if kept < zeros:
         raise VerificationError(
@@ -103,31 +108,6 @@ def int8(model: ModelProto, order: Order) -> Product:
     if floating:
         notes.append(f"floating-point stays what ONNX Runtime quantizes wrongly: {', '.join(floating)}")
     return Product(_tidied(quantized, model), TOLERANCE, tuple(notes))
-
-
-def stay_floating(graph: Graph) -> list[str]:
-    """Names of nodes that the quantizer gets wrong, or that ONNX Runtime (1.20 at least) then cannot run.
-
-    These are ConvTranspose with groups, Gemm with a scaled bias or one that is no vector, and MatMul with a stack of matrices.
-
-    A node without a name gets one, in place, for the quantizer leaves nodes out by name.
-    """
-    names = []
-    for place, node in enumerate(graph.model.graph.node):
-        numbers = {item.name: item.f if item.name == "beta" else item.i for item in node.attribute}
-        if node.op_type == "ConvTranspose":
-            wrong = numbers.get("group", 1) > 1
-        elif node.op_type == "Gemm" and len(node.input) > 2:
-            bias = graph.value(node.input[2])
-            wrong = numbers.get("beta", 1) != 1 or bias is None or bias.ndim != 1
-        elif node.op_type == "MatMul":
-            wrong = any((value := graph.value(name)) is not None and value.ndim > 2 for name in node.input)
-        else:
-            continue
-        if wrong:
-            node.name = node.name or f"relrep_floating_{place}"
-            names.append(node.name)
-    return names
 
 
 def rounded_weights(graph: Graph, levels: int, floating: Collection[str] = ()) -> list[Rounded]:
@@ -227,8 +207,19 @@ def prepare(model: ModelProto, folder: Path) -> ModelProto:
     return onnx.load_model(prepared)
 
 
+def own_biases(model: ModelProto) -> None:
+    """Gives each layer a bias of its own, in place: the quantizer copies shared ones, under names that others may have."""
+    graph = Graph(model)
+    for name, tensor in graph.tensors.items():
+        users = [node for node, slot in graph.consumers.get(name, ()) if slot == BIAS_SLOT and node.op_type in BIASED]
+        for number, node in enumerate(users[1:], start=1):
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(tensor)
+            copy.name = node.input[BIAS_SLOT] = graph.fresh(f"{name}_own_{number}")
+
+
 def _quantize(
-    model: ModelProto, forced: Mapping[str, Any], floating: Sequence[str], order: Order, batches: Iterable[Feeds], folder: Path
+    model: ModelProto, forced: Mapping[str, Any], excluded: Sequence[str], order: Order, batches: Iterable[Feeds], folder: Path
 ) -> ModelProto:
     source, target = folder / "corrected.onnx", folder / "quantized.onnx"
     onnx.save_model(model, source)
@@ -241,7 +232,7 @@ def _quantize(
         reduce_range=order.target == "amd64",
         activation_type=QuantType.QUInt8 if order.target == "amd64" else QuantType.QInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=list(floating),
+        nodes_to_exclude=list(excluded),
         extra_options={"TensorQuantOverrides": dict(forced)},
     )
     return onnx.load_model(target)

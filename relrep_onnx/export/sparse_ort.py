@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
-from relrep_onnx.export.sparse_int8 import int8_layers
+from relrep_onnx.export.sparse_int8 import int8_layers, rewrite_pools
 from relrep_onnx.export.sparse_layers import Candidate, float_layers
 from relrep_onnx.graph import Graph, activation_shapes
 from relrep_onnx.graph.batchnorm import fold_batchnorm
@@ -64,11 +64,12 @@ def to_sparse_ort(
         ConfigError: an unknown instruction set, or a layer that cannot be rewritten.
     """
     copy, candidates, choices = _prepared(model, instruction_set, input_shapes or {}, layers)
-    chosen = {choice.layer for choice in choices if choice.sparse}
-    for candidate in candidates:
-        if candidate.name in chosen:
-            _rewrite(copy, candidate)
+    names = {choice.layer for choice in choices if choice.sparse}
+    chosen = [candidate for candidate in candidates if candidate.name in names]
+    for candidate in chosen:
+        _rewrite(copy, candidate)
     if chosen:
+        rewrite_pools(copy, {candidate.nodes[-1].output[0] for candidate in chosen})
         _drop_unread(copy)
         copy.ir_version = max(copy.ir_version, IR_VERSION)
     return copy

@@ -20,11 +20,13 @@ from relrep_onnx.graph.model import (
 from relrep_onnx.graph.parameters import Parameter, as_inputs, parameters, with_tensors
 from relrep_onnx.graph.rewrite import as_stored, set_metadata, with_layer, write_layer
 from relrep_onnx.graph.shapes import activation_shapes
-from relrep_onnx.graph.stages import Stage, plan_stages, stage_model
+from relrep_onnx.graph.stages import BETWEEN, SPLIT, Stage, plan_stages, stage_model
 from relrep_onnx.graph.storage import detach, is_large, raise_opset, restore, without_data
 from relrep_onnx.graph.unflatten import unflatten
 
 __all__ = [
+    "BETWEEN",
+    "SPLIT",
     "STANDARD_DOMAINS",
     "Flat",
     "Graph",

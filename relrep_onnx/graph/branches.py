@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 
 from relrep_onnx.graph.index import Graph, is_standard, number
 from relrep_onnx.types import FloatArray, Layer, Window
 
-DEAD: float = 1e-3
+DEAD: Final = 1e-3
 """An output channel whose scale is below this share of the largest cannot make up for anything."""
 
 

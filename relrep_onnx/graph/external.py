@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Final
 
 from google.protobuf.message import DecodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto
 
 from relrep_onnx.graph.index import subgraphs
+from relrep_onnx.graph.tensors import Place, bring_in, is_outside, refer, unreadable
 from relrep_onnx.memory import free_memory
 from relrep_onnx.types import ModelError
+
+MESSAGE: Final = 2**31 - 2**20
+"""Bytes of tensors that still fit into one message, with some room for the nodes."""
+SMALL: Final = 1 << 16
+"""Bytes of a tensor that is read at once in any case: it may be a shape, which others want to see."""
 
 
 def stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
@@ -45,21 +52,27 @@ def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
 
 def location_of(tensor: TensorProto) -> str | None:
     """The file that a tensor says its data are in, or None where it holds them itself."""
-    if tensor.data_location != TensorProto.EXTERNAL:
+    if not is_outside(tensor):
         return None
     location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
     return location if isinstance(location, str) else ""  # bytes are what protobuf gives for what is no UTF-8
 
 
-def read_external(model: ModelProto, path: Path | None) -> dict[str, str]:
-    """Brings all external data into the model, and tells the file that each tensor came from.
+def read_external(model: ModelProto, path: Path | None, *, lazily: bool = False) -> dict[str, str]:
+    """Brings external data into the model, and tells the file that each tensor came from.
+
+    Args:
+        model: what is changed in place.
+        path: the file it was read from.
+        lazily: leave large initializers in their files where all together are too large for one message.
 
     Raises:
         ModelError: a file is missing, too short, or not one inside the model's folder; or all together do not fit into memory.
     """
     external: dict[str, str] = {}
+    places: list[tuple[TensorProto, Place, bool]] = []
     left = free_memory()
-    for tensor in stored_tensors(model):
+    for number, tensor in enumerate(stored_tensors(model)):  # initializers first
         location = location_of(tensor)
         if location is None:
             continue
@@ -67,14 +80,18 @@ def read_external(model: ModelProto, path: Path | None) -> dict[str, str]:
             raise ModelError(f"tensor {tensor.name!r} lies in an external file; give the model's path instead of the object")
         tensor.name = tensor.name or f"external_{len(external)}"  # unnamed ones could not be told apart when they are saved
         try:
-            tensor.raw_data = _read(tensor, path.parent, location, left)
+            place = _place(tensor, path.parent, location, left)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise _unreadable(tensor, location, reason) from error
-        left -= len(tensor.raw_data)
-        tensor.ClearField("data_location")
-        del tensor.external_data[:]
+            raise unreadable(tensor, location, error) from error
+        left -= place.length
+        places.append((tensor, place, lazily and number < len(model.graph.initializer) and place.length > SMALL))
         external[tensor.name] = location
+    large = sum(place.length for _, place, _ in places) > MESSAGE
+    for tensor, place, may_wait in places:
+        if large and may_wait:
+            refer(tensor, str(place.file), place.offset, place.length)
+        else:
+            bring_in(tensor, place)
     return external
 
 
@@ -93,14 +110,10 @@ def check_external(path: Path) -> None:
         try:
             _ = None if location is None else _inside(path.parent, location)
         except (OSError, ValueError, RuntimeError) as error:
-            raise _unreadable(tensor, str(location), error) from error
+            raise unreadable(tensor, str(location), error) from error
 
 
-def _unreadable(tensor: TensorProto, location: str, reason: object) -> ModelError:
-    return ModelError(f"the external data {location[:200]!r} of tensor {tensor.name!r} cannot be read: {reason}")
-
-
-def _read(tensor: TensorProto, folder: Path, location: str, most: int) -> bytes:
+def _place(tensor: TensorProto, folder: Path, location: str, most: int) -> Place:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     file = _inside(folder, location)
     held = file.stat().st_size
@@ -110,9 +123,7 @@ def _read(tensor: TensorProto, folder: Path, location: str, most: int) -> bytes:
         raise ValueError(f"it holds {held} bytes, not the {length} from {offset} on; copy the whole file")
     if length > most:
         raise ValueError(f"it asks for {length} bytes, and {most} are free; use a machine with more memory")
-    with file.open("rb") as stream:
-        stream.seek(offset)
-        return stream.read(length)
+    return Place(file, offset, length)
 
 
 def _inside(folder: Path, location: str) -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from relrep_onnx.graph.tensors import is_outside, place_of, whole
 from relrep_onnx.types import Array, ModelError
 
 PASS_THROUGH: Final = frozenset({"Identity", "Cast", "Transpose", "Reshape"})
@@ -164,9 +165,14 @@ class Graph:
     def stored(self, root: str) -> Array:
         """A stored tensor as an array."""
         try:
-            return numpy_helper.to_array(self.tensors[root])
+            return numpy_helper.to_array(whole(self.tensors[root]))
         except (ValueError, TypeError, KeyError) as error:
             raise ModelError(f"the stored tensor {root!r} cannot be read: {error}") from error
+
+    def bytes_of(self, root: str) -> int:
+        """Bytes of a stored tensor, without reading what is still in its file."""
+        tensor = self.tensors[root]
+        return place_of(tensor).length if is_outside(tensor) else self.stored(root).nbytes
 
     def through(self, steps: tuple[NodeProto, ...], array: Array, *, cast: bool) -> Array:
         """Applies pass-through nodes to an array; `cast=False` moves elements only (used on index arrays)."""

@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Final
 
 from google.protobuf.message import DecodeError, EncodeError
-from onnx import ModelProto, TensorProto, numpy_helper
+from onnx import ModelProto, TensorProto
 
 from relrep_onnx.graph.external import location_of, read_external, stored_tensors
 from relrep_onnx.graph.sound import make_sound
 from relrep_onnx.graph.storage import is_large, without_data
+from relrep_onnx.graph.tensors import content, refer, whole
 from relrep_onnx.types import ConfigError, ModelError
 
 HASH_LENGTH = 12
@@ -35,7 +36,7 @@ ModelSource = str | os.PathLike[str] | ModelProto
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model in memory, all tensors inside; `external` maps a tensor to the data file it came from."""
+    """A model in memory, all tensors inside but those left in files; `external` maps a tensor to the data file it came from."""
 
     model: ModelProto
     path: Path | None
@@ -53,8 +54,10 @@ class LoadedModel:
         return is_large(self.model)
 
 
-def load(source: ModelSource) -> LoadedModel:
+def load(source: ModelSource, *, lazily: bool = False) -> LoadedModel:
     """Loads a model; a ModelProto is copied, never changed.
+
+    With `lazily`, initializers of a model over 2 GB stay in their files until they are read (see `graph/tensors.py`).
 
     Raises:
         ModelError: no such file, not ONNX or not sound, or external data that is missing or lies outside the model's folder.
@@ -76,13 +79,8 @@ def load(source: ModelSource) -> LoadedModel:
     where = str(path) if path else "the given model"
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{where!r} is not an ONNX model: it holds no graph")
-    external = read_external(model, path)
+    external = read_external(model, path, lazily=lazily)
     return LoadedModel(model, path, external, make_sound(model))
-
-
-def _raw(tensor: TensorProto) -> bytes:
-    """A tensor's bytes, however it stores them."""
-    return tensor.raw_data if tensor.HasField("raw_data") else numpy_helper.from_array(numpy_helper.to_array(tensor)).raw_data
 
 
 def serialized(model: ModelProto, what: str, instead: str) -> bytes:
@@ -137,7 +135,7 @@ class Staged:
         for number, tensors in enumerate(files.values()):
             digest = hashlib.sha256()
             for tensor, _ in tensors:
-                digest.update(_raw(tensor))
+                digest.update(content(tensor))
             suffix = f"-{number}" if number else ""
             final = self.target.with_name(f"{self.target.name}.{digest.hexdigest()[:HASH_LENGTH]}{suffix}.data")
             if not final.exists():
@@ -145,16 +143,14 @@ class Staged:
                 self._data.extend([final, temporary])
                 with temporary.open("wb") as stream:
                     for tensor, _ in tensors:
-                        stream.write(_raw(tensor))
+                        stream.write(content(tensor))
                 temporary.replace(final)
             offset = 0
             for tensor, reference in tensors:
-                length = len(_raw(tensor))
+                length = len(content(tensor))
                 for kind in DATA_FIELDS:
                     reference.ClearField(kind)
-                reference.data_location = TensorProto.EXTERNAL
-                for key, value in (("location", final.name), ("offset", offset), ("length", length)):
-                    reference.external_data.add(key=key, value=str(value))
+                refer(reference, final.name, offset, length)
                 offset += length
 
     def files(self) -> list[Path]:
@@ -270,6 +266,6 @@ def model_hash(model: ModelProto) -> str:
     """sha256 of the model with all its tensors, hexadecimal."""
     digest = hashlib.sha256()
     for tensor in model.graph.initializer:
-        digest.update(tensor.raw_data)
+        digest.update(whole(tensor).raw_data)
     digest.update(without_data(model, {tensor.name for tensor in model.graph.initializer}).SerializeToString(deterministic=True))
     return digest.hexdigest()

@@ -19,16 +19,17 @@ from relrep_onnx.graph.operators import OPERATORS, Form
 from relrep_onnx.types import Array, FloatArray, Layer, ModelError, RepairedLayer
 
 
-def write_layer(model: ModelProto, layer: Layer, repaired: RepairedLayer) -> None:
+def write_layer(model: ModelProto, layer: Layer, repaired: RepairedLayer, before: FloatArray | None = None) -> None:
     """Writes one repaired layer into a model (the whole one, or a stage of it), in place.
+
+    `before` is the layer's weight in the dense model, for a model that `without_data` left without it.
 
     Raises:
         ModelError: a value does not fit the tensor's dtype.
     """
     graph = Graph(model)
     form, constant = locate(graph, layer)
-    before = read_weight(graph, layer)
-    if not np.array_equal(before, repaired.weight):
+    if not np.array_equal(read_weight(graph, layer) if before is None else before, repaired.weight):
         tensor = graph.tensors[constant.root]
         places = np.arange(layer.size, dtype=np.int64).reshape(tuple(tensor.dims))
         order = form.to_matrix(graph.through(constant.steps, places, cast=False)).reshape(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import ModelProto, ValueInfoProto
 
 from relrep_onnx.types import ConfigError
@@ -53,7 +54,7 @@ def activation_shapes(
 def _infer(model: ModelProto) -> ModelProto:
     try:
         return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, EncodeError):  # the last where it is over 2 GB
         return model
 
 

@@ -15,6 +15,7 @@ from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensor
 
 from relrep_onnx.graph.external import stored_tensors
 from relrep_onnx.graph.index import STANDARD_DOMAINS, display_name, is_standard, reads, subgraphs
+from relrep_onnx.graph.tensors import is_outside, place_of
 from relrep_onnx.memory import free_memory
 from relrep_onnx.types import ModelError
 
@@ -97,8 +98,9 @@ def _check_tensor(tensor: TensorProto) -> None:
     dims, count = list(tensor.dims), math.prod(tensor.dims)
     if min(dims, default=0) < 0:
         raise ModelError(f"the stored tensor {tensor.name!r} has the shape {dims}; export the model anew")
-    if tensor.HasField("raw_data"):
-        held, needed, unit = len(tensor.raw_data), -(-count * _BITS.get(kind, 0) // 8), "bytes"
+    if is_outside(tensor) or tensor.HasField("raw_data"):
+        held = place_of(tensor).length if is_outside(tensor) else len(tensor.raw_data)
+        needed, unit = -(-count * _BITS.get(kind, 0) // 8), "bytes"
     else:
         field = getattr(tensor, _FIELDS.get(kind, "int32_data"))
         packed = -(-count * _BITS[kind] // 8) if _BITS.get(kind, 8) < 8 else count

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from google.protobuf.message import EncodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
 from relrep_onnx.graph.index import Graph, reads
+from relrep_onnx.graph.tensors import whole
 from relrep_onnx.types import Layer, ModelError
+
+BETWEEN: Final = "what the model computes between two pruned layers"
+SPLIT: Final = "split the largest tensor that is stored there"
+"""How messages call a stage, and what to do where it is over 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -122,12 +129,19 @@ def _leading_to(graph: Graph, names: set[str]) -> list[int]:
 
 
 def stage_model(graph: Graph, stage: Stage, types: Mapping[str, str]) -> ModelProto:
-    """The stage as a model of its own; `types` gives each live input's type as ONNX Runtime spells it."""
+    """The stage as a model of its own; `types` gives each live input's type as ONNX Runtime spells it.
+
+    Raises:
+        ModelError: one of its stored tensors is over 2 GB.
+    """
     nodes = _with_constants(graph, [graph.model.graph.node[p] for p in stage.nodes])
     needed = {name for node in nodes for name in reads(node)}
     inner = GraphProto(name="stage")
     inner.node.extend(nodes)
-    inner.initializer.extend(tensor for tensor in graph.model.graph.initializer if tensor.name in needed)
+    try:
+        inner.initializer.extend(whole(tensor) for tensor in graph.model.graph.initializer if tensor.name in needed)
+    except EncodeError as error:
+        raise ModelError(f"{BETWEEN} is over 2 GB: {SPLIT}") from error
     inner.input.extend(ValueInfoProto(name=name, type=_type_proto(types[name])) for name in stage.inputs)
     inner.output.extend(ValueInfoProto(name=name) for name in stage.outputs)
     return helper.make_model(

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import Final
 
 from google.protobuf.message import Message
 from onnx import ModelProto, helper, shape_inference, version_converter
 
+from relrep_onnx.graph.external import MESSAGE
 from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph
+from relrep_onnx.graph.tensors import forget_file, is_outside, whole
 from relrep_onnx.types import ModelError
 
 _LEAST_IR = {11: 6, 17: 8, 20: 9}
 """The IR version that came with an operator set; older readers refuse the pair."""
-
-MESSAGE: Final = 2**31 - 2**20
-"""Bytes of tensors that still fit into one message, with some room for the nodes."""
 
 
 def is_large(model: ModelProto) -> bool:
@@ -26,13 +24,18 @@ def is_large(model: ModelProto) -> bool:
 
 
 def without_data(model: ModelProto, names: Collection[str]) -> ModelProto:
-    """A copy in which these initializers are empty: of a large model, the rest is small."""
+    """A copy in which these initializers are empty, and all others hold their data: of a large model, the rest is small."""
     copy = ModelProto()
     _merge(model, copy, "graph")
     _merge(model.graph, copy.graph, "initializer")
     for tensor in model.graph.initializer:
         added = copy.graph.initializer.add()
-        if tensor.name in names and tensor.HasField("raw_data"):
+        if tensor.name not in names:
+            added.CopyFrom(whole(tensor))
+        elif is_outside(tensor):
+            added.CopyFrom(tensor)
+            forget_file(added)
+        elif tensor.HasField("raw_data"):
             _merge(tensor, added, "raw_data")
         else:
             added.CopyFrom(tensor)
@@ -43,7 +46,7 @@ def restore(model: ModelProto, source: Graph, name: str) -> None:
     """Gives an initializer that `without_data` left empty its data back."""
     for tensor in model.graph.initializer:
         if tensor.name == name:
-            tensor.CopyFrom(source.tensors[name])
+            tensor.CopyFrom(whole(source.tensors[name]))
 
 
 def _merge(source: Message, target: Message, left_out: str) -> None:
@@ -85,7 +88,7 @@ def raise_opset(model: ModelProto, least: int) -> ModelProto:
         return model
     try:
         raised: ModelProto = version_converter.convert_version(model, least)
-    except (RuntimeError, ValueError, version_converter.ConvertError, shape_inference.InferenceError) as error:
+    except (LookupError, RuntimeError, ValueError, version_converter.ConvertError, shape_inference.InferenceError) as error:
         raise ModelError(
             f"the model has operator set {before}, {least} is needed, and ONNX cannot convert it "
             f"({str(error).splitlines()[0]}); export it anew with a newer operator set"

@@ -64,40 +64,40 @@ REFERENCE: Final = "avx2"
 COSTS: Final[Mapping[str, Costs]] = {
     "avx2": Costs(
         dense={
-            "conv": Line(0.0, 27.9, 144.3, 0.0),
-            "pointwise": Line(0.0, 25.5, 3.0, 20.0),
-            "depthwise": Line(29.7, 47.9, 5.3, 0.0),
-            "product": Line(44.5, 29.1, 0.0, 0.0),
+            "conv": Line(0.0, 24.7, 1135.9, 0.0),
+            "pointwise": Line(0.0, 24.0, 99.1, 29.9),
+            "depthwise": Line(0.0, 52.5, 56.3, 50.6),
+            "product": Line(44.2, 29.7, 0.0, 0.0),
         },
         single={
-            "conv": Line(3.3, 69.9, 0.0, 489.6),
-            "pointwise": Line(20.9, 54.2, 78.6, 30.9),
-            "depthwise": Line(189.7, 90.9, 0.0, 146.0),
-            "product": Line(41.1, 70.6, 0.0, 0.0),
+            "conv": Line(10.9, 72.3, 0.0, 265.6),
+            "pointwise": Line(27.0, 53.5, 93.9, 29.6),
+            "depthwise": Line(14.1, 21.4, 0.0, 790.7),
+            "product": Line(50.2, 52.2, 0.0, 0.0),
         },
         quad={
-            "conv": Line(7.7, 45.4, 124.6, 383.7),
-            "pointwise": Line(6.4, 40.4, 137.8, 15.8),
-            "depthwise": Line(189.7, 90.9, 0.0, 146.0),
-            "product": Line(14.6, 47.7, 0.0, 0.0),
+            "conv": Line(2.7, 46.3, 0.0, 1287.0),
+            "pointwise": Line(14.7, 39.6, 118.3, 47.0),
+            "depthwise": Line(14.1, 21.4, 0.0, 790.7),
+            "product": Line(24.7, 39.1, 0.0, 316.8),
         },
-        reorder=423.5,
+        reorder=329.8,
     ),
 }
 INT8_COSTS: Final[Mapping[str, Costs]] = {
     "avx2": Costs(
         dense={
-            "conv": Line(0.0, 10.4, 1125.3, 1125.3),
-            "pointwise": Line(23.5, 11.1, 148.3, 0.0),
+            "conv": Line(2.1, 12.0, 515.2, 515.2),
+            "pointwise": Line(9.1, 12.6, 328.7, 21.0),
             "product": Line(11.3, 11.2, 0.0, 0.0),
         },
         single={
-            "conv": Line(7.1, 16.7, 279.3, 0.0),
-            "pointwise": Line(19.3, 14.0, 184.8, 54.7),
+            "conv": Line(7.0, 17.9, 185.0, 185.0),
+            "pointwise": Line(13.9, 19.2, 208.4, 10.9),
             "product": Line(22.2, 12.3, 0.0, 503.5),
         },
         quad={},
-        reorder=216.4,
+        reorder=199.2,
     ),
 }
 """The same for QLinearConv and the int8 operators (`--fit --int8`); these know no quads, and depthwise layers stay dense."""

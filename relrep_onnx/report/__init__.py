@@ -11,15 +11,14 @@ from relrep_onnx.report.content import (
     of_sweep,
 )
 from relrep_onnx.report.document import Document
-from relrep_onnx.report.plot import plot_curves
+from relrep_onnx.report.plot import plot_curves, plot_front
 from relrep_onnx.report.terminal import console_for, render
-from relrep_onnx.report.words import clean, decisions, speed_verdict
+from relrep_onnx.report.words import decisions, speed_verdict
 from relrep_onnx.report.write import FACES, write
 
 __all__ = [
     "FACES",
     "Document",
-    "clean",
     "console_for",
     "decisions",
     "of_analysis",
@@ -31,6 +30,7 @@ __all__ = [
     "of_result",
     "of_sweep",
     "plot_curves",
+    "plot_front",
     "render",
     "speed_verdict",
     "write",

@@ -12,10 +12,10 @@ from importlib.resources import files
 from itertools import groupby
 from typing import Final
 
+from relrep_onnx.escape import clean_lines
 from relrep_onnx.report.document import Cell, Chart, Code, Column, Document, Part, Section, Sentences, Table
 from relrep_onnx.report.markup import Markup, join, tag
 from relrep_onnx.report.pictures import bar, chart
-from relrep_onnx.report.words import clean_lines
 
 NEWLINE: Final = Markup("\n")
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from relrep_onnx.escape import clean_lines, plain
 from relrep_onnx.report.document import Chart, Code, Document, Part, Sentences, Table
-from relrep_onnx.report.words import clean, clean_lines
 
-_SPECIAL: Final = re.compile(r"[\\`*_\[\]<>|~&#$]")
-"""What would be more than text anywhere,"""
 _FIRST: Final = re.compile(r"^(\d*)([-+=.)])")
-"""and at the start of a line."""
-_LINK: Final = re.compile(r"(?i)\b(?:www(?=\.)|[a-z]+(?=://)|mailto(?=:)|xmpp(?=:))|@")
-"""Where GitHub would make a link, or call a person."""
+"""What would be more than text at the start of a line."""
 
 
 def markdown(document: Document) -> str:
@@ -24,13 +20,8 @@ def markdown(document: Document) -> str:
     return "\n\n".join(lines) + "\n"
 
 
-def plain(text: str) -> str:
-    """Text that means itself; an empty comment keeps links apart."""
-    return _LINK.sub(r"\g<0><!-- -->", _SPECIAL.sub(r"\\\g<0>", clean(text).strip()))
-
-
 def item(text: str) -> str:
-    """The same as an item of a list."""
+    """Text that means itself as an item of a list."""
     return "- " + _FIRST.sub(r"\1\\\2", plain(text))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import Final
 
-from relrep_onnx.report.words import clean
+from relrep_onnx.escape import clean
 
 VOID: Final = frozenset({"meta", "br", "rect", "line", "circle", "path"})
 """Elements without content."""

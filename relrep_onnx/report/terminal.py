@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.table import Table as Grid
 from rich.text import Text
 
+from relrep_onnx.escape import clean
 from relrep_onnx.report.document import Chart, Code, Document, Part, Sentences, Table
-from relrep_onnx.report.words import clean
 
 LONGEST: Final = 48
 """Names are shortened to so many characters; their ends tell more than their beginnings."""

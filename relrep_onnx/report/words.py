@@ -12,16 +12,6 @@ from relrep_onnx.results import LayerReport, Refinement, Result, Sweep
 from relrep_onnx.verify import Fidelity
 
 
-def clean(text: str) -> str:
-    """A name from a model or a file without control characters, which could drive a terminal or turn its line around."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def clean_lines(text: str) -> str:
-    """The same for text of several lines."""
-    return "\n".join(map(clean, text.split("\n")))
-
-
 def number(value: float | None, form: str) -> str:
     """A number in a format; a dash where there is none."""
     return format(value, form) if value is not None and math.isfinite(value) else "-"

@@ -6,8 +6,7 @@ book.py    the folder: what is finished    run.py     the order of steps
 """
 
 from relrep_onnx.sweeps.grid import Grid, parse_sparsities
-from relrep_onnx.sweeps.picture import plot_front
 from relrep_onnx.sweeps.run import MEASURES, sweep
 from relrep_onnx.sweeps.tables import cost_of, front, rows
 
-__all__ = ["MEASURES", "Grid", "cost_of", "front", "parse_sparsities", "plot_front", "rows", "sweep"]
+__all__ = ["MEASURES", "Grid", "cost_of", "front", "parse_sparsities", "rows", "sweep"]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Final
 
+from relrep_onnx.escape import clean, plain
 from relrep_onnx.points import Point
 from relrep_onnx.results import Sweep
 
@@ -55,7 +56,7 @@ def rows(found: Sweep) -> tuple[list[str], list[list[str]]]:
         zeros = "" if p.figures is None else f"{p.figures.sparsity:.4f}"
         values = [_cell(getattr(p.figures, name, None), FORMS[name]) for name in names]
         settings = [p.pattern, p.allocate, p.repair, f"{p.sparsity:.10g}"]
-        body.append([*settings, zeros, *values, "*" * (p in best), p.failure or ""])
+        body.append([*settings, zeros, *values, "*" * (p in best), clean(p.failure or "")])
     return [*SETTINGS, "zeros", *names, "front", "failure"], body
 
 
@@ -71,7 +72,7 @@ def to_markdown(found: Sweep) -> str:
     """The rows as a Markdown table."""
     header, body = rows(found)
     lines = [header, ["---"] * len(header), *body]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
+    return "".join("| " + " | ".join(plain(cell) for cell in line) + " |\n" for line in lines)
 
 
 def _cell(value: float | None, form: str) -> str:

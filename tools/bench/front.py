@@ -24,6 +24,7 @@ import onnxruntime
 
 from relrep_onnx import Config, kernels, optimize
 from relrep_onnx.benchmark import Plan, benchmark
+from relrep_onnx.inspection import inspect
 from relrep_onnx.pipeline import export_model
 from relrep_onnx.runtime import RuntimeOptions
 from tools.bench.data import DATA, TASKS, Task, environment, infer, markdown_table, write_json
@@ -74,14 +75,29 @@ class Written:
     path: Path
 
 
+def pruned(task: Task, pattern: str, sparsity: float, config: Config, folder: Path) -> Path:
+    """The model pruned and repaired, made where it is not there yet."""
+    path = folder / f"{task.name}.{pattern}.{config.budget}.{sparsity:g}.onnx"
+    if not path.exists():
+        optimize(str(task.model), path, task.calibration[0], dataclasses.replace(config, sparsity=sparsity, pattern=pattern))
+    return path
+
+
 def write(task: Task, form: str, sparsity: float, config: Config, folder: Path) -> Written:
-    """Prunes, repairs and exports."""
+    """One point's file."""
     pattern, settings = FORMS[form]
-    path = folder / f"{form.replace(' ', '-')}-{sparsity:g}.onnx"
-    wanted = dataclasses.replace(config, sparsity=sparsity, pattern=pattern, **settings)
-    result = optimize(str(task.model), path, task.calibration[0], wanted)
-    print(f"{form} {sparsity:g}: {result.sparsity:.1%} of the weights", file=sys.stderr, flush=True)
-    return Written(form, sparsity, result.sparsity, path)
+    source = pruned(task, pattern, sparsity, config, folder)
+    path = source.with_suffix(".sparse-ort.onnx")
+    export_model(str(source), path, task.calibration[0], dataclasses.replace(config, **settings))
+    removed = zero_share(source)
+    print(f"{form} {sparsity:g}: {removed:.1%} of the weights", file=sys.stderr, flush=True)
+    return Written(form, sparsity, removed, path)
+
+
+def zero_share(path: Path) -> float:
+    """Zeros among the weights that are pruned by default."""
+    layers = inspect(str(path)).layers
+    return sum(facts.zeros for facts in layers) / sum(facts.layer.size for facts in layers)
 
 
 def top1(task: Task, path: Path, threads: int) -> float:
@@ -97,7 +113,8 @@ def top1(task: Task, path: Path, threads: int) -> float:
 def measure(options: argparse.Namespace, folder: Path) -> list[Point]:
     """Every point of the front, the dense model first."""
     task = TASKS[options.model](options.data, 1)
-    config = Config(budget=options.budget, threads=options.threads, seed=options.seed)
+    chosen = {"allocate": options.allocate, "positions": options.positions}
+    config = Config(budget=options.budget, threads=options.threads, seed=options.seed, **chosen)
     files = [Written("dense", 0.0, 0.0, task.model)]
     int8 = folder / "dense-int8.onnx"
     export_model(str(task.model), int8, task.calibration[0], dataclasses.replace(config, forms=("int8",), max_error=1.0))
@@ -141,10 +158,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--forms", action=names(list(FORMS)), default=list(FORMS), metavar="A,B", help=", ".join(FORMS))
     parser.add_argument("--sparsity", type=fractions, default=[0.5, 0.7, 0.8, 0.9], metavar="S,S", help="of the budget")
     parser.add_argument("--budget", choices=("macs", "latency"), default="macs", help="what sparsity counts")
+    parser.add_argument("--allocate", default=Config.allocate, help="as in optimize")
+    parser.add_argument("--positions", type=int, default=Config.positions, help="as in optimize")
     parser.add_argument("--rounds", type=int, default=60, help="interleaved runs of each file")
     parser.add_argument("--threads", type=int, default=1, help="threads of ONNX Runtime")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=DATA, help="folder with the CIFAR-10 files and models (docs/data.md)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the pruned models here, and take those that are there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the points here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw them (needs matplotlib)")
     return parser.parse_args(arguments)
@@ -152,16 +172,19 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     options = parse()
-    with tempfile.TemporaryDirectory(prefix="relrep-bench-") as folder:
-        points = measure(options, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="relrep-bench-") as scratch:
+        folder = options.keep or Path(scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        points = measure(options, folder)
     versions = ", ".join(f"{name} {value}" for name, value in environment().items())
     print(
-        f"{options.model}, budget {options.budget}, defaults of optimize, first calibration subset, seed {options.seed}, "
+        f"{options.model}, budget {options.budget}, allocate {options.allocate}, {options.positions} positions, "
+        f"first calibration subset, seed {options.seed}, "
         f"{options.threads} threads, batch 1, {options.rounds} rounds, kernels: {', '.join(kernels.instruction_sets())}; "
         f"{versions}\n\n{markdown_table(HEADER, [point.cells() for point in points])}"
     )
     if options.json:
-        settings = {name: value for name, value in vars(options).items() if name not in ("data", "json", "plot")}
+        settings = {name: value for name, value in vars(options).items() if name not in ("data", "keep", "json", "plot")}
         rows = [dataclasses.asdict(point) for point in points]
         write_json(options.json, {"settings": settings, "environment": environment(), "points": rows})
     if options.plot:

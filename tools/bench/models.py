@@ -6,6 +6,8 @@ as `compact` and `int8`.  Rows go into the JSON file one by one, and those that 
 
     python -m tools.bench.models --json models.json
     python -m tools.bench.models --json models.json --models ppocr_rec --sparsity 0.6,0.7
+    python -m tools.bench.models --json models.json --keep kept
+    python -m tools.bench.models --json models.json --keep kept --time-only    # on a quiet machine, later
 """
 
 from __future__ import annotations
@@ -92,8 +94,7 @@ def measure(name: str, sparsity: float, cache: Path, keep: Path | None) -> Row:
     samples, unseen = subject.calibration(cache), subject.unseen(cache)
     config = Config(**{"sparsity": sparsity, "threads": 1, **subject.settings})
     with tempfile.TemporaryDirectory() as scratch:
-        folder = keep or Path(scratch)
-        target = folder / f"{name}_{100 * sparsity:.0f}.onnx"
+        target = kept(keep or Path(scratch), name, sparsity)
         try:
             started = time.perf_counter()
             relrep_onnx.analyze(path, samples, config, cache_dir=scratch)
@@ -119,6 +120,21 @@ def measure(name: str, sparsity: float, cache: Path, keep: Path | None) -> Row:
             file_bytes=target.stat().st_size,
             forms={form: exported(target, samples, form, Path(scratch), config) for form in FORMS},
         )
+
+
+def timed_again(row: Row, cache: Path, keep: Path) -> Row:
+    """The row with the speed of its sparse model, if that was kept, measured anew."""
+    target = kept(keep, row.model, row.sparsity)
+    if not target.exists():
+        return row
+    subject = SUBJECTS[row.model]
+    dense, sparse = open_session(cache / subject.file, 1), open_session(target, 1)
+    return dataclasses.replace(row, speed=relative_time(dense, sparse, subject.unseen(cache)))
+
+
+def kept(folder: Path, name: str, sparsity: float) -> Path:
+    """Where a sparse model goes."""
+    return folder / f"{name}_{100 * sparsity:.0f}.onnx"
 
 
 def exported(model: Path, samples: Any, form: str, folder: Path, config: Config) -> int | str:
@@ -166,15 +182,22 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="rows are added to this file, or replaced")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the sparse models here")
+    parser.add_argument("--time-only", action="store_true", help="measure only the speed of models that --keep kept")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # one row in this process, for the JSON file only
     options = parser.parse_args()
+    if options.time_only and not (options.keep and options.json.exists()):
+        parser.error("--time-only needs the --json and the --keep of an earlier run")
     rows: dict[str, Row] = {}
     if options.json.exists():
         rows = {key: Row(**row) for key, row in json.loads(options.json.read_text(encoding="utf-8"))["rows"].items()}
     for name in options.models:
         for sparsity in options.sparsity:
             key = f"{name} {sparsity:.2f}"
-            if options.here:
+            if options.time_only and key not in rows:
+                continue
+            if options.time_only:
+                rows[key] = timed_again(rows[key], options.cache, options.keep)
+            elif options.here:
                 rows[key] = measure(name, sparsity, options.cache, options.keep)
             else:
                 again = [sys.executable, "-m", "tools.bench.models", "--here", "--json", str(options.json), "--models", name]

@@ -3,6 +3,9 @@
 Sweeps of the shipped sample with one job and two: wall seconds, processor seconds of all processes, and the largest process.  One
 thread each.  Rounds in turn, medians.
 
+Shares: where the processor seconds of one `optimize` go, and so what could be spread over machines: the dense walk with its
+moments, the sequential walk with its moments, the repair of the layers in between, all else.
+
 Single layers: processor seconds of `optimize` on one matrix product, one thread, allocator uniform, against the terms of the cost
 of reconstruction, a + b in^3 + c out in^2 (samples grow with the inputs).  From these, and from the rate of plain matrix
 products, a transformer of a billion parameters is computed, not measured.
@@ -18,16 +21,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Any, Final
+from unittest.mock import patch
 
 import numpy as np
 import onnx
 
-from tools.bench.data import ROOT, SAMPLES, environment, markdown_table
+from relrep_onnx import Config, optimize, steps
+from relrep_onnx.calibrate import sequential_pass
+from relrep_onnx.statistics import dense_statistics
+from relrep_onnx.types import Array
+from tools.bench.data import DATA, ROOT, SAMPLES, TASKS, environment, markdown_table
 from tools.bench.growth import gemm
 
 JOBS: Final = (1, 2)
@@ -97,6 +106,41 @@ def _median(spent: Sequence[Spent]) -> Spent:
     return Spent(wall, processor, round(peak))
 
 
+def split(model: Path, samples: Array) -> list[float]:
+    """Processor seconds of the dense walk, the sequential walk, repair, and all else of one `optimize` in this process."""
+    spent = {"dense": 0.0, "sequential": 0.0, "repair": 0.0}
+
+    @contextmanager
+    def clock(name: str) -> Iterator[None]:
+        started = time.process_time()
+        yield
+        spent[name] += time.process_time() - started
+
+    def dense(*arguments: Any) -> Iterator[Any]:
+        walk = dense_statistics(*arguments)
+        while True:
+            with clock("dense"):
+                found = next(walk, None)
+            if found is None:
+                return
+            yield found
+
+    def sequential(graph: Any, layers: Any, feeds: Any, settings: Any, targets: Any, repair: Any, **named: Any) -> Any:
+        def timed(*arguments: Any) -> Any:
+            with clock("repair"):
+                return repair(*arguments)
+
+        with clock("sequential"):
+            return sequential_pass(graph, layers, feeds, settings, targets, timed, **named)
+
+    started = time.process_time()
+    with patch.object(steps, "dense_statistics", dense), patch.object(steps, "sequential_pass", sequential):
+        optimize(model, None, samples, Config(sparsity=0.8, allocate="uniform", threads=1))
+    total = time.process_time() - started
+    walk = spent["sequential"] - spent["repair"]
+    return [spent["dense"], walk, spent["repair"], total - spent["dense"] - spent["sequential"]]
+
+
 def fit(measured: dict[tuple[int, int], Spent]) -> tuple[float, float, float]:
     """The a, b and c of seconds = a + b in^3 + c out in^2, as many as measured layers."""
     seconds = np.array([spent.processor for spent in measured.values()])
@@ -160,7 +204,23 @@ def layer_tables(rounds: int) -> str:
     return f"{table}\n\na = {a:.3g}, b = {b:.3g}, c = {c:.3g}; computed for a billion parameters:\n\n{computed}"
 
 
-PARTS: Final = {"sweeps": sweep_table, "layers": layer_tables}
+def share_table(rounds: int) -> str:
+    """The shares of a run, of the sample and of single layers; medians of each."""
+    with tempfile.TemporaryDirectory(prefix="relrep-bench-") as name:
+        models = {"the sample": (SAMPLES / "fashion.onnx", TASKS["fashion"](DATA, 1).calibration[0])}
+        for columns, rows in LAYERS:
+            path = Path(name) / f"{columns}-{rows}.onnx"
+            onnx.save(gemm(columns, rows), path)
+            count = SAMPLES_PER_INPUT * columns * 8 // 7
+            models[f"{columns} -> {rows}"] = path, np.random.default_rng(0).normal(size=(count, columns)).astype(np.float32)
+        body = [
+            [label, *(f"{part:.2f}" for part in np.median([split(*given) for _ in range(rounds)], axis=0))]
+            for label, given in models.items()
+        ]
+    return markdown_table(("one thread", "dense walk s", "sequential walk s", "repair s", "all else s"), body)
+
+
+PARTS: Final = {"sweeps": sweep_table, "layers": layer_tables, "shares": share_table}
 
 
 def main() -> None:

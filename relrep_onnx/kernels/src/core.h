@@ -43,6 +43,9 @@ struct ConvShape {
   std::int64_t kernel_h, kernel_w, stride_h, stride_w, dilation_h, dilation_w, pad_top, pad_left;
 };
 
+// Every channel by itself, with one output channel.
+inline bool is_depthwise(const ConvShape& s) { return s.channels == 1 && s.rows == 1; }
+
 struct Tiling {
   bool direct;                       // 1x1 on whole planes: read X where it lies
   std::int64_t tile_h, tile_w;       // outputs of a tile
@@ -95,7 +98,7 @@ constexpr std::int64_t kSlack = kMostLanes * (kMostVectors + 1);  // floats behi
 inline std::int64_t conv_scratch(const ConvPlan& plan, std::int64_t lanes) {
   const Tiling& t = plan.tiling;
   const std::int64_t packed = t.direct ? 0 : t.block * t.phases * t.plane_h * t.plane_w + kSlack;
-  const std::int64_t sums = t.blocks > 1 ? t.subtiles * t.vectors * lanes * plan.shape.rows : 0;
+  const std::int64_t sums = t.blocks > 1 || is_depthwise(plan.shape) ? t.subtiles * t.vectors * lanes * plan.shape.rows : 0;
   return packed + sums + kSlack;
 }
 

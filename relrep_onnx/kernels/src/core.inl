@@ -160,8 +160,10 @@ inline void write(const float* from, const float* residual, float* y, std::int64
 }
 
 template <class Item, int NT>
-void conv_pass(const ConvPlan& plan, const Pass& p) {
+void conv_pass(const ConvPlan& plan, const Pass& given) {
   constexpr int kRows = Kind<Item>::kRows;
+  const Pass p = given;  // copies, which no write can change
+  const Epilogue e = plan.epilogue;
   const Item* items = Kind<Item>::items(plan.nonzeros);
   const bool whole = p.run_count == 1 && p.runs[0].place == 0 && p.runs[0].count == NT * kLanes;
   float places[NT * kLanes];
@@ -200,7 +202,7 @@ void conv_pass(const ConvPlan& plan, const Pass& p) {
       for (std::int64_t i = 0; i < p.run_count; ++i) {
         const Run& run = p.runs[i];
         const std::int64_t at = channel + run.y;
-        write(places + run.place, p.residual ? p.residual + at : nullptr, p.y + at, run.count, plan.epilogue);
+        write(places + run.place, p.residual ? p.residual + at : nullptr, p.y + at, run.count, e);
       }
     }
   }
@@ -219,41 +221,104 @@ struct ConvPasses<Item, 1> {
   static ConvPass find(std::int64_t) { return &conv_pass<Item, 1>; }
 };
 
-// One row of a plane: `count` inputs from column x0 on, `stride` apart, zeros where the image ends.
-inline void pack_row(float* to, const float* row, std::int64_t x0, std::int64_t stride, std::int64_t count, std::int64_t width) {
-  const auto [begin, end] = find_inside(x0, stride, count, width);
-  zero(to, begin);
-  if (stride == 1) {
-    copy(to + begin, row + x0 + begin, end - begin);
-  } else if (stride == 2) {  // a constant step lets the compiler shuffle
-    for (std::int64_t i = begin; i < end; ++i) to[i] = row[x0 + 2 * i];
+// `n` of every other float; nothing behind the last is read.
+inline void copy_even(float* to, const float* from, std::int64_t n) {
+  const auto four = [from](std::int64_t i) {
+    const Four a = *reinterpret_cast<const LooseFour*>(from + 2 * i), b = *reinterpret_cast<const LooseFour*>(from + 2 * i + 3);
+    return Four{a[0], a[2], b[1], b[3]};
+  };
+  std::int64_t i = 0;
+  if (n >= 4) {
+    for (; i + 4 <= n; i += 4) *reinterpret_cast<LooseFour*>(to + i) = four(i);
+    *reinterpret_cast<LooseFour*>(to + n - 4) = four(n - 4);
   } else {
-    for (std::int64_t i = begin; i < end; ++i) to[i] = row[x0 + stride * i];
+    for (; i < n; ++i) to[i] = from[2 * i];
   }
-  zero(to + end, count - end);
 }
 
-void pack_block(const ConvPlan& plan, const float* x, std::int64_t channels, std::int64_t oy, std::int64_t ox, float* to) {
-  const ConvShape& s = plan.shape;
-  const Tiling& t = plan.tiling;
+// Planes of some channels for the tile at (oy, ox), zeros where the image ends; `framed` where those are there already.
+void pack_block(const ConvPlan& plan, const float* x, std::int64_t channels, std::int64_t oy, std::int64_t ox, float* to,
+                bool framed = false) {
+  const ConvShape s = plan.shape;  // copies, as in conv_pass
+  const Tiling t = plan.tiling;
   for (std::int64_t c = 0; c < channels; ++c, x += s.height * s.width)
     for (std::int64_t f = 0; f < t.phases; ++f) {
       const std::int64_t y0 = oy * s.stride_h + plan.phase[2 * f] - s.pad_top;
       const std::int64_t x0 = ox * s.stride_w + plan.phase[2 * f + 1] - s.pad_left;
+      const auto [begin, end] = find_inside(x0, s.stride_w, t.plane_w, s.width);
+      const float* column = x + x0 + begin * s.stride_w;
       for (std::int64_t r = 0; r < t.plane_h; ++r, to += t.plane_w) {
-        const std::int64_t iy = y0 + r * s.stride_h;
-        if (iy < 0 || iy >= s.height)
-          zero(to, t.plane_w);
-        else
-          pack_row(to, x + iy * s.width, x0, s.stride_w, t.plane_w, s.width);
+        const std::int64_t iy = y0 + r * s.stride_h, n = end - begin;
+        if (iy < 0 || iy >= s.height || n == 0) {
+          if (!framed) zero(to, t.plane_w);
+          continue;
+        }
+        const float* from = column + iy * s.width;
+        if (s.stride_w == 1) {
+          copy(to + begin, from, n);
+        } else if (s.stride_w == 2) {
+          copy_even(to + begin, from, n);
+        } else {
+          for (std::int64_t i = 0; i < n; ++i) to[begin + i] = from[s.stride_w * i];
+        }
+        if (!framed) {
+          zero(to, begin);
+          zero(to + end, t.plane_w - end);
+        }
       }
     }
+}
+
+// One plane's outputs at all its places, in passes of `NT` vectors.
+template <int NT>
+void depthwise_pass(const Single* at, const Single* end, float bias, const float* packed, std::int64_t passes, float* places) {
+  for (std::int64_t i = 0; i < passes; ++i, packed += NT * kLanes, places += NT * kLanes) {
+    Vec acc[NT];
+#pragma GCC unroll 16
+    for (int t = 0; t < NT; ++t) acc[t] = spread(bias);
+    accumulate<NT>(at, end, reinterpret_cast<const char*>(packed), acc);
+#pragma GCC unroll 16
+    for (int t = 0; t < NT; ++t) store(places + t * kLanes, acc[t]);
+  }
+}
+
+using DepthwisePass = void (*)(const Single*, const Single*, float, const float*, std::int64_t, float*);
+
+template <int NT>
+struct DepthwisePasses {
+  static DepthwisePass find(std::int64_t vectors) { return vectors == NT ? &depthwise_pass<NT> : DepthwisePasses<NT - 1>::find(vectors); }
+};
+template <>
+struct DepthwisePasses<1> {
+  static DepthwisePass find(std::int64_t) { return &depthwise_pass<1>; }
+};
+
+// A channel by itself is little work, so nothing is prepared for one of them.  Tiles are whole rows.
+void depthwise(const ConvPlan& plan, const float* x, const float* residual, float* y, std::int64_t first, std::int64_t last,
+               float* packed) {
+  const ConvShape s = plan.shape;  // copies, as in conv_pass
+  const Tiling t = plan.tiling;
+  const Epilogue e = plan.epilogue;
+  const Nonzeros lists = plan.nonzeros;
+  const DepthwisePass pass = DepthwisePasses<RELREP_MOST_SINGLE>::find(t.vectors);
+  float* places = packed + t.phases * t.plane_h * t.plane_w + kSlack;
+  zero(places - kSlack, kSlack);
+  for (std::int64_t task = first; task < last; ++task) {
+    const std::int64_t plane = task / t.tiles_y, oy = task % t.tiles_y * t.tile_h, channel = plane % s.groups;
+    pack_block(plan, x + plane * s.height * s.width, 1, oy, 0, packed, t.tiles_y == 1 && task > first);
+    pass(lists.single + lists.start[channel], lists.single + lists.start[channel + 1], e.bias[channel], packed, t.subtiles, places);
+    const std::int64_t rows = least(t.tile_h, s.out_height - oy);
+    std::int64_t to = (plane * s.out_height + oy) * s.out_width;
+    for (std::int64_t row = 0; row < rows; ++row, to += s.out_width)
+      write(places + row * t.plane_w, residual ? residual + to : nullptr, y + to, s.out_width, e);
+  }
 }
 
 void conv(const ConvPlan& plan, const float* x, const float* residual, float* y, std::int64_t first, std::int64_t last,
           float* scratch) {
   const ConvShape& s = plan.shape;
   const Tiling& t = plan.tiling;
+  if (is_depthwise(s)) return depthwise(plan, x, residual, y, first, last, scratch);
   const std::int64_t in_plane = s.height * s.width, out_plane = s.out_height * s.out_width;
   const bool quads = plan.nonzeros.quads;
   const ConvPass pass = quads ? ConvPasses<Quad, RELREP_MOST_QUAD>::find(t.vectors)

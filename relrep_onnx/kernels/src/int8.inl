@@ -85,7 +85,9 @@ struct Pass {
 };
 
 template <class Dot, int NT>
-void sum_pass(const Block* blocks, const Requantize& requantize, const Pass& p) {
+void sum_pass(const Block* blocks, const Requantize& finishing, const Pass& given) {
+  const Pass p = given;  // copies, which no write can change
+  const Requantize requantize = finishing;
   const bool whole = p.run_count == 1 && p.runs[0].place == 0 && p.runs[0].count == NT * kLanes;
   std::uint8_t places[NT * kLanes];
   for (std::int64_t unit = p.first; unit < p.last; ++unit) {
@@ -144,8 +146,8 @@ inline void interleave(std::uint32_t* to, const std::uint8_t* const* row, std::i
 // Channels [first, last) of one group; missing ones at its end repeat the last, whose weights are zero there.
 void pack_block(const Int8ConvPlan& plan, const std::uint8_t* x, const std::uint8_t* x_end, std::int64_t first, std::int64_t last,
                 std::int64_t oy, std::int64_t ox, std::uint32_t* to) {
-  const ConvShape& s = plan.shape;
-  const Tiling& t = plan.tiling;
+  const ConvShape s = plan.shape;
+  const Tiling t = plan.tiling;
   const std::uint32_t padding = plan.padding * 0x01010101u;
   for (std::int64_t c = first; c < last; c += 4)
     for (std::int64_t f = 0; f < t.phases; ++f) {

@@ -12,6 +12,7 @@ constexpr double kChunkCycles = 30000;           // about 10 microseconds: what 
 constexpr std::int64_t kMostChunks = 32;
 constexpr double kMostPacking = 0.1;  // share of the time that may go into packing a tile again for each part of its units
 constexpr std::int64_t kMostPacked = 1 << 26;  // floats; a kernel that reaches so far is no layer but an attack
+constexpr double kRowMoved = 8.0;  // cycles of a row of a depthwise layer, into a plane or out of it
 constexpr std::int64_t kWidest = 160;  // a row of outputs up to which a tile takes whole rows
 
 std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
@@ -73,8 +74,35 @@ struct Chooser {
     }
   }
 
+  // A channel of its own: whole rows, as many as the cache holds, in vectors that fit them best.
+  void run_depthwise() {
+    Tiling& t = best = {};
+    t.phases = phases;
+    t.tile_w = shape.out_width;
+    t.plane_w = t.tile_w + halo_w;
+    t.tile_h = std::clamp<std::int64_t>(kCacheBytes / 8 / (phases * t.plane_w) - halo_h, 1, shape.out_height);
+    t.plane_h = t.tile_h + halo_h;
+    t.span = (t.tile_h - 1) * t.plane_w + t.tile_w;
+    t.tiles_x = t.block = t.blocks = t.parts = 1;
+    t.tiles_y = ceil_div(shape.out_height, t.tile_h);
+    const double cells = static_cast<double>(load.cells) / static_cast<double>(load.groups);
+    for (std::int64_t vectors = 1; vectors <= load.most; ++vectors) {
+      const std::int64_t passes = ceil_div(t.span, vectors * load.lanes);
+      const double pass = cells * (std::max(load.pace * static_cast<double>(vectors), 2.0) + 1.0) + static_cast<double>(vectors) + 4.0;
+      const double cycles = static_cast<double>(t.tiles_y * passes) * pass;
+      if (cheapest < 0 || cycles < cheapest) {
+        cheapest = cycles;
+        t.vectors = vectors;
+        t.subtiles = passes;
+      }
+    }
+    packing = static_cast<double>(t.tiles_y * (phases * t.plane_h + t.tile_h)) * kRowMoved;
+    cheapest += packing;
+  }
+
   void run() {
-    const bool pointwise = load.in_place && shape.kernel_h == 1 && shape.kernel_w == 1 && shape.stride_h == 1 && shape.stride_w == 1 &&
+    if (load.floats && is_depthwise(shape)) return run_depthwise();
+    const bool pointwise = load.floats && shape.kernel_h == 1 && shape.kernel_w == 1 && shape.stride_h == 1 && shape.stride_w == 1 &&
                            shape.height == shape.out_height && shape.width == shape.out_width && shape.height == 1;
     const bool near = shape.height * shape.width <= INT32_MAX / 4 / std::max<std::int64_t>(1, shape.channels);
     for (std::int64_t vectors = 1; vectors <= load.most; ++vectors) {

@@ -18,7 +18,7 @@ struct Load {
   bool quads;
   std::int64_t lanes, most;  // vectors held at a time
   double pace;               // cycles of one vector and cell
-  bool in_place;             // X may be read where it lies
+  bool floats;               // X may be read where it lies, and depthwise layers have a loop of their own
 };
 
 // Which phases (position modulo stride) the kernel's positions along one axis have, and the number of each position's phase.

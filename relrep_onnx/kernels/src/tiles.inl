@@ -46,17 +46,19 @@ inline Inside find_inside(std::int64_t x0, std::int64_t stride, std::int64_t cou
 // The runs of the places [place, place + count) of a tile that is rows x cols outputs large.
 std::int64_t find_runs(const ConvShape& shape, const Tiling& tiling, std::int64_t oy, std::int64_t ox, std::int64_t rows, std::int64_t cols,
                        std::int64_t place, std::int64_t count, Run* runs) {
-  const std::int64_t width = tiling.plane_w, out_width = shape.out_width;
+  const std::int64_t width = tiling.plane_w;
   const std::int64_t end = least(place + count, (rows - 1) * width + cols);
-  std::int64_t found = 0;
+  std::int64_t found = 0, row = place / width, col = place % width;  // divided once: there may be a run per row
   for (std::int64_t at = place; at < end;) {
-    const std::int64_t row = at / width, col = at % width;
     if (col < cols) {
-      const std::int64_t stop = width == out_width ? end : least(end, row * width + cols);
-      runs[found++] = {at - place, (oy + row) * out_width + ox + col, stop - at};
+      const std::int64_t stop = width == shape.out_width ? end : least(end, at - col + cols);
+      runs[found++] = {at - place, (oy + row) * shape.out_width + ox + col, stop - at};
+      col += stop - at;
       at = stop;
     } else {
-      at = (row + 1) * width;
+      at += width - col;
+      col = 0;
+      ++row;
     }
   }
   return found;
