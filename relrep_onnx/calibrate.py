@@ -200,7 +200,7 @@ def see(graph: Graph, layer: Layer, walk: Walk, feeds: Feeding, settings: WalkSe
         if visit.batch < feeds.fitted:
             stream.add(rows)
         y = rows.swapaxes(0, 1).astype(np.float64) @ weight  # [groups, n, rows / groups]
-        outputs[visit.number] = y.swapaxes(0, 1).reshape(len(rows), -1).astype(np.float32)
+        outputs[visit.number] = y.swapaxes(0, 1).reshape(len(rows), layer.rows).astype(np.float32)
         shortcuts[visit.number] = visit.shortcut()
         work += macs(layer, visit.x.shape)
     return Seen(stream, work, outputs, shortcuts)
@@ -263,6 +263,8 @@ def sequential_pass(
                 for visit in _visits(graph, layer, walk, feeds, settings):
                     rows, here = visit.rows(), aims.visit(visit.number)
                     y = aims.outputs[here]
+                    if len(rows) != len(y):
+                        continue  # one network took another branch, or made another shape, than the other did
                     if visit.batch < feeds.fitted:
                         outputs.add(np.zeros((len(y), 1, 1)), y)
                     now = visit.shortcut() if sums else None
@@ -289,7 +291,9 @@ class _Visit:
     scale: FloatArray | None
 
     def rows(self) -> FloatArray:
-        """The layer's inputs: [positions, groups, cols]."""
+        """The layer's inputs: [positions, groups, cols]; none where the batch took another branch."""
+        if not self.x.size:
+            return np.zeros((0, self.layer.groups, self.layer.cols), np.float32)
         return _finite(self.layer, design_rows(self.layer, self.x, self.positions))
 
     def shortcut(self) -> FloatArray | None:

@@ -50,9 +50,9 @@ def inspect(
         ConfigError: a pattern or an input shape does not fit the model.
     """
     loaded = graphs.load(model, lazily=True)
-    graph = graphs.Graph(loaded.model)
+    graph = graphs.Graph(graphs.flatten(loaded.model).model)
     layers, skipped = graphs.find_layers(graph, selection or Selection())
-    shapes = graphs.activation_shapes(loaded.model, input_shapes or {}, symbolic_shapes)
+    shapes = graphs.activation_shapes(graph.model, input_shapes or {}, symbolic_shapes)
     zeros = graphs.count_zeros(graph, layers)
     facts = []
     for layer in layers:

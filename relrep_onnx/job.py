@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -17,12 +17,13 @@ from relrep_onnx.calibrate import Feeding, WalkSettings, default_memory
 from relrep_onnx.config import Config
 from relrep_onnx.data import Samples, split_holdout
 from relrep_onnx.deployment import anything, runtime_named
+from relrep_onnx.distill import showing
 from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Provenance, versions
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.screen import naming_samples, samples_for
-from relrep_onnx.types import Array, ConfigError, Layer, ModelError, Progress, Skipped
+from relrep_onnx.types import Array, ConfigError, Feeds, Layer, ModelError, Progress, Skipped
 
 SHOWN: Final = 5
 """Of the bad samples; the result names all."""
@@ -38,7 +39,9 @@ class Job:
 
     config: Config
     loaded: graphs.LoadedModel
+    flat: graphs.Flat
     graph: graphs.Graph
+    """Of the flat model, which all steps work on."""
     session: Session
     layers: list[Layer]
     skipped: list[Skipped]
@@ -113,18 +116,31 @@ def prepare(
     pattern = pattern_named(config.pattern)
     loaded = graphs.load(model, lazily=not config.refine)  # a student needs a whole teacher
     session = open_session(loaded, config.as_runtime())
-    graph = graphs.Graph(loaded.model)
+    flat = graphs.flatten(loaded.model)
+    graph = graphs.Graph(flat.model)
     protected = runtime_named(config.runtime).misfit if config.runtime is not None else anything
-    layers, skipped = graphs.find_layers(graph, config.as_selection(), lambda layer: pattern.misfit(layer) or protected(layer))
-    if not layers:
-        reasons = "; ".join(f"{s.node}: {s.reason}" for s in skipped[:3]) or "it has no Conv, ConvTranspose, Gemm or MatMul"
-        raise ModelError(f"{loaded.name} has nothing to prune ({reasons})")
+
+    def find(closed: Mapping[str, str]) -> tuple[list[Layer], list[Skipped]]:
+        def refuse(layer: Layer) -> str | None:
+            return pattern.misfit(layer) or protected(layer) or unreached(layer, closed)
+
+        layers, skipped = graphs.find_layers(graph, config.as_selection(), refuse)
+        if not layers:
+            reasons = "; ".join(f"{s.node}: {s.reason}" for s in skipped[:3]) or "it has no Conv, ConvTranspose, Gemm or MatMul"
+            raise ModelError(f"{loaded.name} has nothing to prune ({reasons})")
+        return layers, skipped
+
+    layers, skipped = find({})
     samples = kept_out = samples_for(session, calib, config)
     if holdout is None:
         calibration, decision, verification = split_holdout(samples)
     else:
         kept_out = samples_for(session, holdout, config)
         calibration, (decision, verification) = samples, kept_out.split(len(kept_out) // 2)
+    if flat.gates:
+        with naming_samples(session, (calibration,), config.batch_size):
+            closed = closed_gates(flat, calibration.batches(config.batch_size), config.as_runtime())
+        layers, skipped = find(closed)
     settings = WalkSettings(
         runtime=config.as_runtime(),
         input_types={i.name: i.type for i in session.inputs},
@@ -136,6 +152,7 @@ def prepare(
     return Job(
         config=config,
         loaded=loaded,
+        flat=flat,
         graph=graph,
         session=session,
         layers=layers,
@@ -149,6 +166,25 @@ def prepare(
         provenance=_provenance(loaded, samples, calibration, tuple(dict.fromkeys((*samples.left_out, *kept_out.left_out)))),
         finished=finished,
     )
+
+
+def closed_gates(flat: graphs.Flat, batches: Iterable[Feeds], runtime: RuntimeOptions) -> dict[str, str]:
+    """Branches of `If` that no batch takes, by the outputs of their layers."""
+    waiting = {gate.tensor for gate in flat.gates.values()}
+    shown = graphs.without_data(showing(flat.model, waiting), ())
+    content = graphs.serialized(shown, "what decides the model's branches", "export it without If")
+    session = Session(content, runtime, what="the model's conditions")
+    for feeds in batches:
+        waiting -= {name for name, value in session.run(feeds, sorted(waiting)).items() if value.any()}
+        if not waiting:
+            break
+    return {output: gate.branch for output, gate in flat.gates.items() if gate.tensor in waiting}
+
+
+def unreached(layer: Layer, closed: Mapping[str, str]) -> str | None:
+    """The reason why a layer stays that no sample reaches."""
+    branches = [closed.get(use.output) for use in layer.uses]
+    return f"inside {branches[0]}, which no calibration sample takes; give samples that do" if all(branches) else None
 
 
 def check_methods(config: Config) -> None:

@@ -101,6 +101,8 @@ def optimize(
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
     sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
+    zeros = graphs.count_zeros(graphs.Graph(sparse), job.layers)
+    sparse = graphs.unflatten(job.flat, sparse)
     if config.refine:
         sparse, refinement = refined(job, sparse, progress)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:
@@ -126,7 +128,6 @@ def optimize(
                 judge=lambda exported, _, file_bytes: meet_gates(job, exported, file_bytes, gates, metric),
                 progress=progress,
             )
-        zeros = graphs.count_zeros(graphs.Graph(sparse), job.layers)
         reports = tuple(LayerReport(s.layer, s.macs, s.curve, zeros[s.layer.name]) for s in scored)
         result = Result(
             config=config,

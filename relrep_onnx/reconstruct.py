@@ -214,7 +214,7 @@ class _Spectrum:
             del scaled
             matrix[:, places, places] += ridge[:, 0]
             values, vectors = np.linalg.eigh(matrix)
-            return cls(unit, ridge, values.clip(min=0.0)[:, None, :], vectors, np.full_like(ridge[:, :, :1], np.inf))
+            return cls(unit, ridge, values[:, None, :], vectors, np.full_like(ridge[:, :, :1], np.inf))
         ridge = ridge.mean(axis=2, keepdims=True)
         rows = (inputs.factor * (unit / np.sqrt(max(inputs.count, 1)))).astype(np.float32)
         squares, left = np.linalg.eigh(rows @ rows.swapaxes(1, 2))

@@ -330,7 +330,7 @@ def test_weights_inside_if_and_loop_bodies_are_listed() -> None:
     assert run(model, {"x": random(0, 4, 8)})["y"].shape == (4, 8)
     layers, skipped = find(model)
     assert layers == []
-    reason = "inside the body of 'loop' (Loop), where calibration sees no activations; export the model without it"
+    reason = "inside the body of 'loop' (Loop), which feeds itself from one iteration to the next; export the model without it"
     assert [(s.node, s.reason) for s in skipped] == [("else-product", reason), ("then-product", reason)]
 
 

@@ -224,3 +224,13 @@ def test_moments_of_some_outputs() -> None:
     weight, shift = np.random.default_rng(2).normal(size=(6, 6)), np.arange(6.0)
     expected = moments.distortion(weight, shift)[shown]
     np.testing.assert_allclose(moments.only(shown).distortion(weight[shown], shift[shown]), expected, rtol=1e-12)
+
+
+def test_rounding_leaves_no_negative_variance() -> None:
+    inputs = Covariance(9, np.zeros((1, 2)), np.array([[[1.0, 1.0], [1.0, 1.0 - 1e-12]]]), None)
+    weight = np.array([[1.0, -1.0], [1.0, 1.0]])
+    assert (weight @ inputs.gram[0] * weight).sum(axis=1)[0] < 0
+    moments = Moments.dense(inputs, weight)
+    for values in (inputs.variances(weight), moments.target_variance, moments.output_variance):
+        assert values.tolist() == [0.0, pytest.approx(4.0)]
+    assert (moments.distortion(0 * weight, np.zeros(2)) >= 0).all()

@@ -299,6 +299,19 @@ def test_dead_inputs_and_dead_layers(n: int) -> None:
         np.testing.assert_allclose(repaired.bias_shift, one.moments.target_mean, rtol=1e-12)
 
 
+def test_a_repair_searches_where_it_can_and_was_not_told_otherwise() -> None:
+    moments, weight = moments_of(3, 80, 1, 12, 6)
+    one = task(matrix_layer(6, 12), moments, weight, 40)
+    both = REPAIRS["reconstruct"]
+    searched, plain = search_and_reconstruct(one).weight, both.fold(one.pruned(rough=True)).weight
+    assert ((searched != 0) != (plain != 0)).any()
+    np.testing.assert_array_equal(both(one).weight, searched)
+    np.testing.assert_array_equal(both.without_search()(one).weight, plain)
+    np.testing.assert_array_equal(REPAIRS["affine"](one).weight, REPAIRS["affine"].fold(one.pruned()).weight)
+    assert one.pruned(rough=True).rough
+    assert not one.pruned().rough
+
+
 def largest(count: int) -> room.Choose:
     return lambda scores: (-scores).reshape(-1).argsort(kind="stable").argsort().reshape(scores.shape) < count
 

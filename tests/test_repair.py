@@ -74,6 +74,7 @@ def test_the_table_holds_all_repairs() -> None:
 @given(c=cases)
 def test_the_residual_is_the_error_over_rows(name: str, c: Case) -> None:
     repaired = c.repair(name)
+    assert (repaired.residual >= 0).all()
     small = 1e-12 * (c.y**2).mean(axis=0)  # rounding, where hardly anything is left
     for other in (c.error(repaired), c.moments.distortion(repaired.weight, repaired.bias_shift)):
         np.testing.assert_array_less(np.abs(repaired.residual - other), 1e-9 * other + small)

@@ -219,13 +219,3 @@ def test_a_model_that_is_too_large_for_one_message(model: Path, monkeypatch: pyt
     code, problem, said = run("optimize", model)
     assert (code, problem) == (1, "")
     assert "it is over 2 GB; `optimize` without --refine" in said
-
-
-@pytest.mark.parametrize("command", ["inspect", "optimize"])
-def test_control_characters_in_names_are_shown(model: Path, command: str) -> None:
-    proto = models.convnet()
-    for number, node in enumerate(proto.graph.node):
-        node.name = f"\x1b[2J\x07{number}\r\n"
-    onnx.save(proto, model)
-    code, problem, _ = run(command, model)
-    assert (code, problem) == (0, "")

@@ -192,7 +192,8 @@ def _test(room: str, code: CodeType) -> int:
     sys.path.insert(0, str(ROOT))
     sys.meta_path.insert(0, Mutated(f"{PACKAGE}.{room}", code))
     files = [str(ROOT / "tests" / f"{name}.py") for name in TESTS[room]]
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *files], plugins=[Fixed()]))
+    quick = ["-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist", f"--rootdir={ROOT}"]
+    return int(pytest.main([*quick, *files], plugins=[Fixed()]))
 
 
 def passes(room: str, code: CodeType, seconds: float) -> bool:

@@ -70,12 +70,17 @@ def model_of(shape: tuple[int, ...], parts: dict[str, Array], attributes: dict[s
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
+def groups_of(shape: tuple[int, ...]) -> int:
+    """Convolutions of one channel per group are depthwise."""
+    return shape[0] if shape[1] == 1 else 1
+
+
 def parts_of(weight: Array) -> tuple[dict[str, Array], dict[str, Any]]:
     """The stored tensors and attributes of a layer, float32 or int8."""
     values, gaps = functions.encode(weight)
     attributes: dict[str, Any] = {"weight_shape": list(weight.shape)}
     if weight.ndim == 4:
-        attributes |= {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": 1}
+        attributes |= {"strides": [1, 1], "pads": [1, 1, 1, 1], "dilations": [1, 1], "group": groups_of(weight.shape)}
     parts = {"values": values, "gaps": gaps, "bias": np.ones(weight.shape[0], np.float32)}
     if weight.dtype == np.int8:
         attributes |= {"low": 10, "high": 200}
@@ -139,7 +144,7 @@ def attack(cases: int, library: str) -> str:
         for _ in range(int(rng.integers(0, 4))):
             mutate(rng, parts, attributes)
         name = family + str(rng.choice(["", "Clip"] if quantized else ["", "Relu", "Add", "AddRelu"]))
-        sizes = [int(rng.integers(0, 4)), shape[1], *(int(rng.integers(0, 24)) for _ in shape[2:])]
+        sizes = [int(rng.integers(0, 4)), shape[1] * groups_of(shape), *(int(rng.integers(0, 24)) for _ in shape[2:])]
         if rng.random() < 0.1:
             sizes[int(rng.integers(len(sizes)))] = int(rng.integers(0, 40))
         feeds = {

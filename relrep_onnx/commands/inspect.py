@@ -29,7 +29,8 @@ def inspect(model: Path, gradients: bool, mobile: bool, **_: Any) -> None:
     config = config_of(None)
     inspection = inspect_model(model, Selection(config.min_size, config.nodes_to_exclude, config.op_types), config.input_shape)
     console = report.console_for()
-    reach = outlook(graphs.load(model).model, [facts.layer for facts in inspection.layers]) if gradients else None
+    flat = graphs.flatten(graphs.load(model).model)
+    reach = outlook(flat.model, [facts.layer for facts in inspection.layers]) if gradients else None
     console.print(report.render(report.of_inspection(inspection, reach)))
     if mobile:
         usable, lines = mobile_usability(model)

@@ -3,6 +3,7 @@
 from relrep_onnx.graph.blocks import block_ends
 from relrep_onnx.graph.branches import branch_scale
 from relrep_onnx.graph.external import check_external
+from relrep_onnx.graph.flatten import Flat, flatten
 from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, display_name, reads
 from relrep_onnx.graph.layers import count_zeros, find_layers, read_weight
 from relrep_onnx.graph.model import (
@@ -21,11 +22,13 @@ from relrep_onnx.graph.rewrite import as_stored, set_metadata, with_layer, write
 from relrep_onnx.graph.shapes import activation_shapes
 from relrep_onnx.graph.stages import BETWEEN, SPLIT, Stage, plan_stages, stage_model
 from relrep_onnx.graph.storage import detach, is_large, raise_opset, restore, without_data
+from relrep_onnx.graph.unflatten import unflatten
 
 __all__ = [
     "BETWEEN",
     "SPLIT",
     "STANDARD_DOMAINS",
+    "Flat",
     "Graph",
     "LoadedModel",
     "ModelSource",
@@ -43,6 +46,7 @@ __all__ = [
     "detach",
     "display_name",
     "find_layers",
+    "flatten",
     "input_files",
     "is_large",
     "load",
@@ -57,6 +61,7 @@ __all__ = [
     "set_metadata",
     "stage_model",
     "staged",
+    "unflatten",
     "with_layer",
     "with_tensors",
     "without_data",

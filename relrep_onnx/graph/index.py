@@ -6,6 +6,7 @@ Each is a bijection on elements, so the weight a node sees and the tensor that i
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -94,14 +95,34 @@ class Graph:
 
     def __init__(self, model: ModelProto) -> None:
         self.model = model
-        graph = model.graph
-        self.tensors: dict[str, TensorProto] = {tensor.name: tensor for tensor in graph.initializer}
+        self.tensors: dict[str, TensorProto] = {}
         self.producers: dict[str, NodeProto] = {}
         self.consumers: dict[str, list[tuple[NodeProto, int]]] = {}
+        self._nodes: list[NodeProto] = []
+        self._constant_names: set[str] | None = None
+        for name in self._enter(model.graph):
+            raise ModelError(f"two nodes write the tensor {name!r}; the graph is not valid ONNX")
+        self.outputs = {value.name for value in model.graph.output}
+        self.inputs = [value for value in model.graph.input if value.name not in self.tensors]
+
+    def within(self, body: GraphProto) -> Graph:
+        """Look-ups inside a subgraph, where names of the graphs around it are known too; readers and outputs are its own."""
+        inner = copy.copy(self)
+        inner.tensors, inner.producers, inner.consumers = dict(self.tensors), dict(self.producers), {}
+        inner._nodes = list(self._nodes)
+        inner._constant_names = None
+        inner.outputs = {value.name for value in body.output}
+        list(inner._enter(body))
+        return inner
+
+    def _enter(self, graph: GraphProto) -> Iterator[str]:
+        """Takes a graph's names into the look-ups, and gives those that were taken."""
+        self.tensors.update((tensor.name, tensor) for tensor in graph.initializer)
+        self._nodes.extend(graph.node)
         for node in graph.node:
             for name in filter(None, node.output):
                 if name in self.producers:
-                    raise ModelError(f"two nodes write the tensor {name!r}; the graph is not valid ONNX")
+                    yield name
                 self.producers[name] = node
             for slot, name in enumerate(node.input):
                 if name:
@@ -113,9 +134,6 @@ class Graph:
                 value = attribute(node, "value")
                 if isinstance(value, TensorProto):
                     self.tensors[node.output[0]] = value
-        self.outputs = {value.name for value in graph.output}
-        self.inputs = [value for value in graph.input if value.name not in self.tensors]
-        self._constant_names: set[str] | None = None
 
     @property
     def opset(self) -> int:
@@ -207,7 +225,7 @@ class Graph:
         """Every tensor that depends on stored tensors only, not on the inputs."""
         if self._constant_names is None:
             known = set(self.tensors)
-            for node in self.model.graph.node:
+            for node in self._nodes:
                 if node.op_type not in RANDOM and all(name in known for name in reads(node)):
                     known |= set(filter(None, node.output))
             self._constant_names = known

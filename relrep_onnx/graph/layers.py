@@ -23,6 +23,8 @@ INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
 BROADCASTING_ADD = 7
 """The operator set since which Add broadcasts without being told how."""
 QUANTIZED = "prune the float model and export it as int8 instead"
+BODIES = {"If": "whose branches cannot be taken apart", "": "which feeds itself from one iteration to the next"}
+"""Why a weight stays in a body that `flatten` left as it is: of `If`, and of other operators."""
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, *([TensorProto.BFLOAT16] if _BFLOAT16 else []))
 
 
@@ -72,7 +74,8 @@ def find_layers(
     layers, dependent = _independent(graph, layers)
     level, _ = levels(graph, layers)
     layers = [with_shortcut(graph, layer, level) for layer in layers]
-    return layers, [*skipped, *dependent, *_unreachable(graph, selection.min_size)]
+    # Branches of `If` may hold copies of a node.
+    return layers, list(dict.fromkeys([*skipped, *dependent, *_unreachable(graph, selection.min_size)]))
 
 
 def _weights(graph: Graph, selection: Selection) -> tuple[dict[str, list[_Found]], list[Skipped]]:
@@ -224,29 +227,48 @@ def _independent(graph: Graph, layers: list[Layer]) -> tuple[list[Layer], list[S
 def _unreachable(graph: Graph, min_size: int) -> Iterator[Skipped]:
     """Weights outside the table's reach: other operators, control-flow bodies, model-local functions."""
     for node in graph.model.graph.node:
-        if node.op_type not in OPERATORS or not is_standard(node):
-            large = [name for name in node.input if _stored_size(graph, name, FLOATS) >= min_size]
-            if large and not (is_standard(node) and node.op_type in PASS_THROUGH):
-                yield Skipped(display_name(node), node.op_type, f"operator not supported; its constant {large[0]!r} stays")
-            elif "Integer" in node.op_type or "QLinear" in node.op_type:
-                whole = [name for name in node.input if _stored_size(graph, name, INTEGERS) >= min_size]
-                yield from (
-                    Skipped(display_name(node), node.op_type, f"quantized weight {name!r}; {QUANTIZED}") for name in whole
-                )
-        for inner in subgraphs(node):
-            where = f"inside the body of {display_name(node)!r} ({node.op_type})"
-            yield from _inside(inner.node, f"{where}, where calibration sees no activations; export the model without it")
+        yield from _unsupported(graph, node, min_size)
+        yield from _in_bodies(graph, node, min_size)
     for function in graph.model.functions:
         where = f"inside the model-local function {function.name!r}"
-        yield from _inside(function.node, f"{where}; inline the functions first, with onnx.inliner.inline_local_functions")
+        for node in _with_bodies(function.node):
+            if node.op_type in OPERATORS and is_standard(node):
+                reason = f"{where}; inline the functions first, with onnx.inliner.inline_local_functions"
+                yield Skipped(display_name(node), node.op_type, reason)
 
 
-def _inside(nodes: Sequence[NodeProto], where: str) -> Iterator[Skipped]:
+def _unsupported(graph: Graph, node: NodeProto, min_size: int) -> Iterator[Skipped]:
+    if node.op_type in OPERATORS and is_standard(node):
+        return
+    large = [name for name in node.input if _stored_size(graph, name, FLOATS) >= min_size]
+    whole = [name for name in node.input if _stored_size(graph, name, INTEGERS) >= min_size]
+    if whole and ("Integer" in node.op_type or "QLinear" in node.op_type):
+        yield from (Skipped(display_name(node), node.op_type, f"quantized weight {name!r}; {QUANTIZED}") for name in whole)
+    elif large and not (is_standard(node) and node.op_type in PASS_THROUGH):
+        yield Skipped(display_name(node), node.op_type, f"operator not supported; its constant {large[0]!r} stays")
+
+
+def _in_bodies(graph: Graph, node: NodeProto, min_size: int, outside: str = "") -> Iterator[Skipped]:
+    """What the graphs inside a node hold: all that `flatten` could not take out."""
+    why = BODIES.get(node.op_type, BODIES[""])
+    where = outside or f"inside the body of {display_name(node)!r} ({node.op_type}), {why}; export the model without it"
+    for body in subgraphs(node):
+        scope = graph.within(body)
+        for inner in body.node:
+            yield from _unsupported(scope, inner, min_size)
+            try:
+                if _weight_of(scope, inner) is not None:
+                    yield Skipped(display_name(inner), inner.op_type, where)
+            except NotPrunable as reason:
+                yield Skipped(display_name(inner), inner.op_type, str(reason))
+            yield from _in_bodies(scope, inner, min_size, where)
+
+
+def _with_bodies(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
     for node in nodes:
-        if node.op_type in OPERATORS and is_standard(node):
-            yield Skipped(display_name(node), node.op_type, where)
+        yield node
         for inner in subgraphs(node):
-            yield from _inside(inner.node, where)
+            yield from _with_bodies(inner.node)
 
 
 def _stored_size(graph: Graph, name: str, kinds: Collection[int]) -> int:

@@ -39,7 +39,7 @@ def write_layer(model: ModelProto, layer: Layer, repaired: RepairedLayer, before
         _check_casts(graph, constant, written, layer)
         tensor.CopyFrom(written)
     if repaired.bias_shift.any():
-        kind = _seen_type(constant, graph.tensors[constant.root].data_type)
+        kind = seen_type(constant, graph.tensors[constant.root].data_type)
         for use in layer.uses:
             _shift_bias(Graph(model), layer, use.output, form, repaired.bias_shift, kind)
 
@@ -100,7 +100,7 @@ def _shift_bias(graph: Graph, layer: Layer, output: str, form: Form, shift: Floa
     _add_tensor(graph, tensor_like(addend, TensorProto(name=name, data_type=kind), layer.name))
 
 
-def _seen_type(constant: Constant, stored: int) -> int:
+def seen_type(constant: Constant, stored: int) -> int:
     """The dtype an operator computes in: the stored one, or what the last Cast in front of it makes."""
     casts = [step for step in constant.steps if step.op_type == "Cast"]
     return int(number(casts[-1], "to", stored)) if casts else stored

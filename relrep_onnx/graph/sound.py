@@ -1,7 +1,7 @@
 """What the other rooms may rely on, checked once when a model is loaded.
 
-Names are text, stored tensors hold what their shapes say, attributes have types, nodes have outputs and come in an order in which
-they can run.
+Names are text, stored tensors have one each and hold what their shapes say, attributes have types, nodes have outputs and come in
+an order in which they can run.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def make_sound(model: ModelProto) -> tuple[str, ...]:
     opset = max((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), default=1)
     for node in _inside(model.graph.node):
         _check_inputs(node, min(max(opset, 1), defs.onnx_opset_version()))
-    return (*_densify(model.graph), *_in_order(model.graph))
+    return (*_densify(model.graph), *(note for graph in _graphs(model) for note in _once(graph)), *_in_order(model.graph))
 
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:
@@ -134,6 +134,21 @@ def _densify(graph: GraphProto) -> Iterator[str]:
         graph.initializer.append(_dense(sparse))
         yield f"the sparse initializer {sparse.values.name!r} was made dense"
     del graph.sparse_initializer[:]
+
+
+def _once(graph: GraphProto) -> Iterator[str]:
+    """Leaves out copies of stored tensors: ONNX wants each name once, and not all readers would take the same one."""
+    kept: dict[str, TensorProto] = {}
+    copies = []
+    for tensor in graph.initializer:
+        if kept.setdefault(tensor.name, tensor) is not tensor:
+            copies.append(tensor)
+            if kept[tensor.name] != tensor:
+                raise ModelError(f"two different stored tensors are called {tensor.name!r}; export the model anew")
+    if copies:
+        del graph.initializer[:]
+        graph.initializer.extend(kept.values())
+    yield from (f"the stored tensor {name!r} was there more than once" for name in dict.fromkeys(t.name for t in copies))
 
 
 def _dense(sparse: SparseTensorProto) -> TensorProto:

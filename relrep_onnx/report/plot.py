@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from relrep_onnx.escape import clean
+from relrep_onnx.report.swept import error_by_cost
 from relrep_onnx.results import Analysis, Sweep
 from relrep_onnx.sweeps import cost_of, front
 from relrep_onnx.types import ConfigError
@@ -50,12 +51,7 @@ def plot_front(found: Sweep, path: Path) -> None:
     """
     with _picture(path, 8, 5) as figure:
         axes, cost = figure.subplots(), cost_of(found)
-        series: dict[str, list[tuple[float, float]]] = {}
-        for p in found.points:
-            if p.figures is not None:
-                label = f"{p.pattern}, {p.allocate}, {p.repair}"
-                series.setdefault(label, []).append((getattr(p.figures, cost), p.figures.error))
-        for number, (label, pairs) in enumerate(series.items()):
+        for number, (label, pairs) in enumerate(error_by_cost(found).items()):
             x, y = zip(*pairs, strict=True)
             axes.scatter(x, y, s=24, color=f"C{number % 10}", label=label, zorder=3)
         best = [(getattr(p.figures, cost), p.figures.error) for p in front(found) if p.figures is not None]

@@ -25,12 +25,17 @@ def points(found: Sweep) -> Table:
     return table("every point", columns, cells, *(n for n, point in enumerate(found.points) if point in best))
 
 
-def error_against_cost(found: Sweep) -> Chart | None:
-    """A line for each pattern, allocator and repair; none where a sweep has no two points to draw one through."""
+def error_by_cost(found: Sweep) -> dict[str, list[tuple[float, float]]]:
+    """(cost, error) of each point that came about, by pattern, allocator and repair."""
     cost, lines = cost_of(found), dict[str, list[tuple[float, float]]]()
     for p in found.points:
         if p.figures is not None:
             lines.setdefault(f"{p.pattern}, {p.allocate}, {p.repair}", []).append((getattr(p.figures, cost), p.figures.error))
-    series = tuple(Series(name, tuple(sorted(line))) for name, line in lines.items() if len(line) > 1)
+    return lines
+
+
+def error_against_cost(found: Sweep) -> Chart | None:
+    """A line for each pattern, allocator and repair; none where a sweep has no two points to draw one through."""
+    series = tuple(Series(name, tuple(sorted(line))) for name, line in error_by_cost(found).items() if len(line) > 1)
     says = "Further left is cheaper, further down closer to the dense model."
-    return Chart("Error against cost", cost, "relative L2 of the outputs", says, series) if series else None
+    return Chart("Error against cost", cost_of(found), "relative L2 of the outputs", says, series) if series else None

@@ -45,7 +45,7 @@ class Shard:
         feeds = job.feeds()
         first, end = (feeds.total * n // shards for n in (number, number + 1))
         batches = [batch for n, batch in enumerate(feeds.batches) if first <= n < end]
-        return cls(job.loaded.model, job.layers, job.settings, replace(feeds, batches=batches, first=first))
+        return cls(job.graph.model, job.layers, job.settings, replace(feeds, batches=batches, first=first))
 
     def advanced(self, stage: int) -> Shard:
         """After one more stage."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -31,20 +32,25 @@ def describe() -> str:
     return f"{PACKAGE} {version(PACKAGE)}, which runs the model on one thread, without an option, and prunes every layer"
 
 
-def prune(path: Path | str, samples: Any, sparsity: float, batch: int) -> tuple[ModelProto, float]:
+def prune(
+    path: Path | str, samples: Any, sparsity: float, batch: int, pattern: tuple[int, int] | None = None
+) -> tuple[ModelProto, float]:
     """Its sparse model, and the seconds it took from the file on; importing it is not counted.
 
     Args:
         path: the dense model.
-        samples: ready-made inputs.
+        samples: ready-made inputs, of the first input or by name.
         sparsity: of every layer.
         batch: how many samples it sees at a time.
+        pattern: (N, M) to keep N of M instead.
     """
     from onnxsim.pruning import apply_sparsegpt_pruning  # not on top: it is optional
 
     started = time.perf_counter()
     model = onnx.load(path)
-    name = model.graph.input[0].name
-    batches = [{name: samples[start : start + batch]} for start in range(0, len(samples), batch)]
-    pruned: ModelProto = apply_sparsegpt_pruning(model, calibration_data=batches, sparsity=sparsity)
+    feeds = samples if isinstance(samples, Mapping) else {model.graph.input[0].name: samples}
+    count = min(map(len, feeds.values()))
+    batches = [{name: value[start : start + batch] for name, value in feeds.items()} for start in range(0, count, batch)]
+    n, m = pattern or (None, None)
+    pruned: ModelProto = apply_sparsegpt_pruning(model, calibration_data=batches, sparsity=sparsity, n=n, m=m)
     return pruned, time.perf_counter() - started
