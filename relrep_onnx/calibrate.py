@@ -321,7 +321,7 @@ def _visits(graph: Graph, layer: Layer, walk: Walk, feeds: Feeding, settings: Wa
 
 
 def _finite(layer: Layer, rows: FloatArray) -> FloatArray:
-    if not (np.abs(rows) <= EXTREME).all():  # NaN too
+    if not (np.abs(rows) <= np.float32(EXTREME)).all():  # NaN too; float16 has no such number
         raise CalibrationError(
             f"layer {layer.name!r} gets NaN, infinity or numbers beyond {EXTREME:g} from the calibration data; check the data's "
             "scale, or exclude the layer"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from google.protobuf.message import EncodeError
 from onnx import ModelProto
@@ -17,11 +17,20 @@ from relrep_onnx.verify import compare_outputs, float_outputs
 class OutputDamage:
     """Trials of single layers on a few samples; the dense outputs are computed once."""
 
-    def __init__(self, model: ModelProto, dense: Session, batches: Iterable[Feeds], runtime: RuntimeOptions) -> None:
+    def __init__(
+        self,
+        model: ModelProto,
+        dense: Session,
+        batches: Iterable[Feeds],
+        runtime: RuntimeOptions,
+        finish: Callable[[ModelProto], ModelProto] = lambda model: model,
+    ) -> None:
+        """`finish` makes of the model with a layer rewritten the one that runs."""
         self._model = model
+        self._finish = finish
         self._runtime = runtime
         self._names = [] if is_large(model) else float_outputs(dense)
-        self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches]
+        self._dense = [(feeds, dense.run(feeds, self._names)) for feeds in batches] if self._names else []
 
     def of(self, layer: Layer, repaired: RepairedLayer) -> float:
         """Squared relative L2 error, summed over the outputs.
@@ -30,7 +39,7 @@ class OutputDamage:
         """
         if not self._names:
             return math.nan
-        trial = with_layer(self._model, layer, repaired)
+        trial = self._finish(with_layer(self._model, layer, repaired))
         try:
             content = trial.SerializeToString()
         except EncodeError:

@@ -171,8 +171,9 @@ def prepare(
 def closed_gates(flat: graphs.Flat, batches: Iterable[Feeds], runtime: RuntimeOptions) -> dict[str, str]:
     """Branches of `If` that no batch takes, by the outputs of their layers."""
     waiting = {gate.tensor for gate in flat.gates.values()}
-    shown = graphs.serialized(showing(flat.model, waiting), "what decides the model's branches", "export it without If")
-    session = Session(shown, runtime, what="the model's conditions")
+    shown = graphs.without_data(showing(flat.model, waiting), ())
+    content = graphs.serialized(shown, "what decides the model's branches", "export it without If")
+    session = Session(content, runtime, what="the model's conditions")
     for feeds in batches:
         waiting -= {name for name, value in session.run(feeds, sorted(waiting)).items() if value.any()}
         if not waiting:

@@ -100,9 +100,9 @@ def optimize(
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
-    flat = write(job, repaired, chosen.allocator, chosen.sparsity)
-    zeros = graphs.count_zeros(graphs.Graph(flat), job.layers)
-    sparse, refinement = graphs.unflatten(job.flat, flat), None
+    sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
+    zeros = graphs.count_zeros(graphs.Graph(sparse), job.layers)
+    sparse = graphs.unflatten(job.flat, sparse)
     if config.refine:
         sparse, refinement = refined(job, sparse, progress)
     with graphs.staged(target) as stage, graphs.input_files(job.loaded) as dense_files:

@@ -77,11 +77,13 @@ def plan(job: Job, layers: Sequence[Candidate], targets: TargetStore, metric: Me
         BudgetError: no allocation meets the budget, or no sparsity stays under the limit.
     """
     limit = Limit.parse(job.config.max_drop) if job.config.max_drop is not None else None
-    judge = Judge(job, metric if limit is not None and limit.kind == "eval" else None)
     # With N:M, everything is pruned unless a sparsity was asked for.
     sparsity = everything(layers) if job.config.sparsity is None and job.pattern.selective else job.config.goal
     choice = None
     allocator = job.config.allocate
+    if limit is None and allocator != AUTO:  # nothing to try: the dense model need not run
+        return Plan(allocator, sparsity, zeros_for(job, layers, allocator, sparsity))
+    judge = Judge(job, metric if limit is not None and limit.kind == "eval" else None)
     if allocator == AUTO:
         choice = choose_allocator(job, layers, targets, judge, sparsity)
         allocator = choice.allocator

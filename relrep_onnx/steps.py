@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,8 @@ def score(
     probe = min(max(job.config.goal, PROBE_RANGE[0]), PROBE_RANGE[1])
     # About one pass over as many samples as calibration has, for all trials together.
     few, _ = job.decision.split(max(4, len(job.calibration) // len(job.layers)))
-    damage = OutputDamage(job.graph.model, job.session, job.batches(few), job.config.as_runtime())
+    finish = partial(graphs.unflatten, job.flat)
+    damage = OutputDamage(job.graph.model, job.session, job.batches(few), job.config.as_runtime(), finish)
     cache = Cache(Path(cache_dir)) if cache_dir is not None else None
     scored = {}
     for dense in dense_statistics(job.graph, job.layers, job.feeds(), job.settings, cache, job.statistics_key):
@@ -115,7 +117,10 @@ def score(
             curve = score_layer(task, repair, (most,) if job.pattern.selective else GRID)
             at = most if job.pattern.selective else probe
             trial = repair(replace(task, zeros=round(at * layer.size)))
-        scored[layer.name] = Scored(layer, replace(curve, probe=at, damage=damage.of(layer, trial)), dense.macs)
+        found = damage.of(layer, trial)
+        if found == 0 and any(use.output in job.flat.gates for use in layer.uses):
+            found = math.nan  # none of the few samples takes its branch
+        scored[layer.name] = Scored(layer, replace(curve, probe=at, damage=found), dense.macs)
     return [scored[layer.name] for layer in job.layers]
 
 
@@ -262,9 +267,9 @@ def refined(job: Job, sparse: ModelProto, progress: Progress) -> tuple[ModelProt
 
 @contextmanager
 def opened(job: Job, sparse: ModelProto) -> Iterator[Session]:
-    """A plain session of a sparse model in a temporary file."""
+    """A plain session of a sparse flat model, put together again in a temporary file."""
     with graphs.staged(None) as stage:
-        stage.write(sparse, job.loaded.external)
+        stage.write(graphs.unflatten(job.flat, sparse), job.loaded.external)
         yield Session(stage.path, job.runtime, what="the sparse model")
 
 

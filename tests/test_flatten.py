@@ -403,6 +403,16 @@ def test_a_condition_that_the_layers_decide() -> None:
     assert sum(report.zeros for report in result.layers) == 115
 
 
+def test_damage_of_a_branch_that_the_few_samples_do_not_take_is_not_zero_but_unknown() -> None:
+    model = two_products()
+    feeds = [{**feeds_for(model, seed), **c} for seed in range(10) for c in (YES, NO)]
+    held = [{**feeds_for(model, seed), **YES} for seed in range(20, 24)]
+    result = optimize(model, None, feeds, Config(sparsity=0.5, min_size=1, threads=1, allocate="rr-curve"), holdout=held)
+    known = {report.layer.name: report.curve.damage for report in result.layers}
+    assert [name for name, damage in known.items() if np.isnan(damage)] == ["first", "second"]  # of the else branch
+    assert known["first_2"] > 0
+
+
 def test_external_data_inside_branches(tmp_path: Any) -> None:
     models.save(two_products(), tmp_path / "m.onnx", data="m.data")
     feeds = [{**feeds_for(two_products(), seed), **c} for seed in range(10) for c in (YES, NO)]

@@ -52,9 +52,7 @@ def reached(nodes: Sequence[NodeProto], **tensors: Array) -> set[str]:
     """Names of the nodes of a network on x[N, 4, 6, 6] that are quantized."""
     model = build(nodes, {"x": ["N", 4, 6, 6]}, [nodes[-1].output[0]], tensors)
     graph = Graph(model)
-    wrong = wrong_nodes(graph)
-    left = {*wrong, *unreached_nodes(graph, wrong)}
-    return {node.name for node in model.graph.node} - left
+    return {node.name for node in model.graph.node} - set(unreached_nodes(graph, wrong_nodes(graph)))
 
 
 def node(op: str, inputs: str, output: str, **attributes: object) -> NodeProto:
@@ -150,6 +148,15 @@ def test_bytes_spread_through_copies_and_stop_behind_a_layer_in_float() -> None:
     ]
     tensors = {"w": random(0, 4, 2, 1, 1), "v": WEIGHTS["v"], "shape": np.array([-1, 144]), "row": random(1, 1, 144)}
     assert reached(nodes, **tensors) == {"a", "flat", "longer", "turned"}
+
+
+@pytest.mark.parametrize("tones", [True, False])
+def test_transforms_stay_floating(tones: bool) -> None:
+    times = np.arange(64)
+    bank = np.cos(2 * np.pi * np.outer(np.arange(4, 20), times) / 64) * np.hanning(64) if tones else random(0, 16, 64)
+    stored = {"w": bank[:, None].astype(np.float32)}
+    model = build([node("Conv", "x w", "y")], {"x": ["N", 1, 256]}, ["y"], stored)
+    assert wrong_nodes(Graph(model)) == (["y"] if tones else [])
 
 
 def test_bodies_of_if_read_behind_the_activation() -> None:

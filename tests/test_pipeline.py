@@ -26,6 +26,7 @@ from relrep_onnx.kernels.costs import COSTS, REFERENCE
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.types import Array, Selection, Unit
 from samples.metric import top1
+from tests import models
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 FASHION = SAMPLES / "fashion.onnx"
@@ -402,6 +403,16 @@ def test_compare_refuses_unrelated_models() -> None:
 def test_a_network_with_nothing_to_prune_says_why() -> None:
     with pytest.raises(ModelError, match=r"nothing to prune.*fewer than the minimum"):
         optimize(small_net(), None, inputs(), dataclasses.replace(SMALL, min_size=10**6))
+
+
+def test_activations_in_float16() -> None:
+    tensors = {name: models.random(seed, 16, 16, dtype=np.float16) / np.float16(4) for seed, name in enumerate("wv")}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["r"])]
+    nodes.append(helper.make_node("MatMul", ["r", "v"], ["y"]))
+    model = models.build(nodes, {"x": ("n", 16)}, ["y"], tensors, dtype=np.float16)
+    result = optimize(model, None, models.random(2, 128, 16, dtype=np.float16), SMALL)
+    assert all(array.dtype == np.float16 for array in weights(result.model).values())
+    assert sum((array == 0).sum() for array in weights(result.model).values()) == round(SMALL.goal * 512)
 
 
 def test_fp16_weights_stay_fp16() -> None:

@@ -8,12 +8,15 @@ spread from the layers, node by node, as far as every activation that a node rea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from typing import Final
 
+import numpy as np
 from onnx import NodeProto, TensorProto
 
 from relrep_onnx.graph import Graph
+from relrep_onnx.graph.filters import LONG, are_tones
 from relrep_onnx.graph.index import captured, is_standard, subgraphs
 
 WEIGHT_SLOTS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -36,16 +39,19 @@ PASSED: Final = frozenset(("HardSigmoid", "Identity"))
 
 
 def wrong_nodes(graph: Graph) -> list[str]:
-    """Names of layers that the quantizer gets wrong, or that ONNX Runtime (1.20 at least) then cannot run.
+    """Names of layers that int8 would spoil: that the quantizer gets wrong, or ONNX Runtime (1.20 at least) then cannot run.
 
-    These are ConvTranspose with groups, Gemm with a scaled bias or one that is no vector, and MatMul with a stack of matrices.
+    These are ConvTranspose with groups, Gemm with a scaled bias or one that is no vector, and MatMul with a stack of matrices;
+    and Fourier and constant-Q transforms, whose loudest tone would leave few levels to the others.
 
     A node without a name gets one, in place, for the quantizer leaves nodes out by name.
     """
     names = []
     for place, node in enumerate(graph.model.graph.node):
         numbers = {item.name: item.f if item.name == "beta" else item.i for item in node.attribute}
-        if node.op_type == "ConvTranspose":
+        if node.op_type == "Conv":
+            wrong = _is_transform(graph, node)
+        elif node.op_type == "ConvTranspose":
             wrong = numbers.get("group", 1) > 1
         elif node.op_type == "Gemm" and len(node.input) > 2:
             bias = graph.value(node.input[2])
@@ -60,7 +66,7 @@ def wrong_nodes(graph: Graph) -> list[str]:
 
 
 def unreached_nodes(graph: Graph, wrong: Collection[str]) -> list[str]:
-    """Names, given in place where there are none, of nodes that no layer's bytes reach; `wrong` layers have no bytes to give."""
+    """Names, given in place where there are none, of nodes that no layer's bytes reach; `wrong` layers are among them."""
     captives = {name for node in graph.model.graph.node for inner in subgraphs(node) for name in captured(inner)}
     reached: set[str] = set()
     left = []
@@ -72,6 +78,14 @@ def unreached_nodes(graph: Graph, wrong: Collection[str]) -> list[str]:
             if node.op_type in PASSED and reached.issuperset(node.input[:1]):
                 reached.update(node.output)
     return left
+
+
+def _is_transform(graph: Graph, node: NodeProto) -> bool:
+    """Whether a convolution of one channel along one axis is a bank of windowed tones."""
+    stored = graph.tensors.get(node.input[1])
+    if stored is None or stored.dims[1] != 1 or max(stored.dims[2:]) != math.prod(stored.dims[1:]) or stored.dims[-1] < LONG:
+        return False
+    return are_tones(graph.stored(stored.name).reshape(stored.dims[0], -1).astype(np.float64))
 
 
 def _takes_bytes(graph: Graph, node: NodeProto, reached: Collection[str], captives: Collection[str]) -> bool:

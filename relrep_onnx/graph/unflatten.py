@@ -25,12 +25,12 @@ def unflatten(flat: Flat, sparse: ModelProto) -> ModelProto:
     for nodes in layers.values():
         gone |= {name for node in nodes for name in node.output}
         gone |= {name for node in nodes for name in node.input if name in after.tensors and name not in before.tensors}
-    old = {node.output[0]: node for node in flat.original.graph.node}
     branching = {home.path[0][0] for home in flat.homes.values()}
+    old = {name: node for node in flat.original.graph.node for name in branching.intersection(node.output)}
     model = ModelProto()
     model.CopyFrom(sparse)
     kept = [node for node in model.graph.node if gone.isdisjoint(node.output)]
-    replace_nodes(model.graph, [node if branching.isdisjoint(node.output) else old[node.output[0]] for node in kept])
+    replace_nodes(model.graph, [next((old[name] for name in node.output if name in old), node) for node in kept])
     tensors = [tensor for tensor in model.graph.initializer if tensor.name not in gone]
     del model.graph.initializer[:]
     model.graph.initializer.extend(tensors)

@@ -2,7 +2,8 @@
 
 The model is a chain of square products with residual sums, made weight by weight; it never lies in memory here.  The run is a
 process of its own whose peak is that of the whole process, libraries included, once with pages that ONNX Runtime maps from the
-weights' file (the system takes them back when it needs them) and once without.
+weights' file (the system takes them back when it needs them) and once without.  `--as-large` takes a smaller chain as one over
+2 GB is taken, to see what grows with what.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from onnx import TensorProto, helper
 
 import relrep_onnx
 from relrep_onnx import Config
+from relrep_onnx.graph import external, storage
 from tools.bench.data import environment
 from tools.bench.worker import peak_memory
 
@@ -82,23 +84,26 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=38, help="38 of width 4096 are 2.55 GB")
     parser.add_argument("--repair", default="variance")
     parser.add_argument("--allocate", default="rr-curve")
+    parser.add_argument("--as-large", action="store_true", help="as if the model were over 2 GB")
     parser.add_argument("--here", type=Path, help=argparse.SUPPRESS)  # one run in this process
     options = parser.parse_args()
     if options.here:
+        if options.as_large:
+            vars(external)["MESSAGE"] = vars(storage)["MESSAGE"] = 0
         print(json.dumps(measure(options.here, options.width, options.repair, options.allocate)))
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "big.onnx"
         size = write_model(path, options.width, options.layers)
         command = [sys.executable, "-m", "tools.bench.big", "--here", str(path), "--width", str(options.width)]
-        settings = ["--repair", options.repair, "--allocate", options.allocate]
+        settings = ["--repair", options.repair, "--allocate", options.allocate, *["--as-large"] * options.as_large]
         done = subprocess.run([*command, *settings], check=True, capture_output=True, text=True)
         given = json.loads(done.stdout.splitlines()[-1])
         written = sum(file.stat().st_size for file in Path(folder).glob("sparse.onnx*"))
     versions = ", ".join(f"{key} {value}" for key, value in environment().items())
-    print(f"{size / 1e9:.2f} GB of weights, {SAMPLES} samples, {options.repair}, {options.allocate}, one thread; {versions}")
-    print(f"{given['seconds']:.0f} s, peak {given['peak'] / 1e9:.2f} GB, {given['own'] / 1e9:.2f} GB without mapped files,")
-    print(f"sparsity {given['sparsity']:.4f}, written {written / 1e9:.2f} GB")
+    print(f"{size / 1e9:.3f} GB of weights, {SAMPLES} samples, {options.repair}, {options.allocate}, one thread; {versions}")
+    print(f"{given['seconds']:.0f} s, peak {given['peak'] / 1e9:.3f} GB, {given['own'] / 1e9:.3f} GB without mapped files,")
+    print(f"sparsity {given['sparsity']:.4f}, written {written / 1e9:.3f} GB")
 
 
 if __name__ == "__main__":
