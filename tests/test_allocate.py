@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relrep_onnx.allocate import ALLOCATORS, DEAD, Candidate, allocate, whole_layers
+from relrep_onnx.allocate import ALLOCATORS, DEAD, Candidate, _thinned, allocate, whole_layers
 from relrep_onnx.masks import pattern_named, unit_row_magnitude
 from relrep_onnx.types import Budget, BudgetError, ConfigError, Contraction, FloatArray, Layer, ScoreCurve, Unit, Window
 
@@ -674,6 +674,16 @@ def test_large_layers_are_ranked_by_neighbours_together(name: str, sparsity: flo
     for c in candidates:
         # What moves is less than a run of each layer that was thinned: 12 and 4 neighbours.
         assert abs(found[c.layer.name] - exact[c.layer.name]) <= 16
+
+
+def test_a_run_of_neighbours_stands_for_all_its_weights() -> None:
+    scores = np.random.default_rng(0).random((30, 41))
+    with mock.patch("relrep_onnx.allocate.THIN", 100):
+        values, counts = _thinned(scores)
+    assert (len(values), counts.sum()) == (100, 1230)
+    assert set(counts.tolist()) == {12, 13}
+    for value, run in zip(values, np.split(np.sort(scores, axis=None), np.cumsum(counts)[:-1]), strict=True):
+        assert value == run[len(run) // 2]
 
 
 def test_a_curve_that_ends_before_all_weights_goes_on_flat() -> None:
