@@ -142,6 +142,7 @@ def test_transposed_convolutions_with_groups_stay_floating() -> None:
     product = int8(single.model, Order(calibration=lambda: [single.feeds]))
     assert isinstance(product.content, ModelProto)
     assert product.notes[1] == "floating-point stays what int8 would spoil: relrep_floating_0"
+    assert product.notes[2].startswith("nothing is quantized")
     assert not {t.name for t in product.content.graph.initializer} & {"w_quantized", "w_scale"}
     expected, given = run(single.model, single.feeds)["y"], run(product.content, single.feeds)["y"]
     assert np.linalg.norm(given - expected) < 0.03 * np.linalg.norm(expected)

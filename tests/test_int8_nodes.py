@@ -52,9 +52,7 @@ def reached(nodes: Sequence[NodeProto], **tensors: Array) -> set[str]:
     """Names of the nodes of a network on x[N, 4, 6, 6] that are quantized."""
     model = build(nodes, {"x": ["N", 4, 6, 6]}, [nodes[-1].output[0]], tensors)
     graph = Graph(model)
-    wrong = wrong_nodes(graph)
-    left = {*wrong, *unreached_nodes(graph, wrong)}
-    return {node.name for node in model.graph.node} - left
+    return {node.name for node in model.graph.node} - set(unreached_nodes(graph, wrong_nodes(graph)))
 
 
 def node(op: str, inputs: str, output: str, **attributes: object) -> NodeProto:

@@ -96,7 +96,7 @@ def int8(model: ModelProto, order: Order) -> Product:
         for w in weights:
             weight = read_weight(graph, w.layer)
             write_layer(prepared, w.layer, RepairedLayer(weight, shifts[w.layer.name], np.zeros(w.layer.rows)))
-        excluded = [*floating, *unreached_nodes(graph, floating)]
+        excluded = unreached_nodes(graph, floating)
         quantized = _quantize(prepared, guards(weights), excluded, order, order.calibration(), folder)
     zeros, kept = kept_zeros(graph, Graph(quantized))
     if kept < zeros:
@@ -107,6 +107,8 @@ def int8(model: ModelProto, order: Order) -> Product:
     notes = [f"all {zeros:,} zeros of the quantized weights are kept"]
     if floating:
         notes.append(f"floating-point stays what int8 would spoil: {', '.join(floating)}")
+    if len(excluded) == len(prepared.graph.node):
+        notes.append("nothing is quantized: no layer with a stored weight that int8 holds lies outside the bodies of If and Loop")
     return Product(_tidied(quantized, model), TOLERANCE, tuple(notes))
 
 

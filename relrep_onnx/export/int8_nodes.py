@@ -66,7 +66,7 @@ def wrong_nodes(graph: Graph) -> list[str]:
 
 
 def unreached_nodes(graph: Graph, wrong: Collection[str]) -> list[str]:
-    """Names, given in place where there are none, of nodes that no layer's bytes reach; `wrong` layers have no bytes to give."""
+    """Names, given in place where there are none, of nodes that no layer's bytes reach; `wrong` layers are among them."""
     captives = {name for node in graph.model.graph.node for inner in subgraphs(node) for name in captured(inner)}
     reached: set[str] = set()
     left = []

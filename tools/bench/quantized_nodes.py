@@ -45,11 +45,11 @@ Choice = Callable[[Graph, Sequence[str]], list[str]]
 def layers_only(graph: Graph, wrong: Sequence[str]) -> list[str]:
     """All but operators with weights."""
     unreached_nodes(graph, wrong)  # gives names
-    return [node.name for node in graph.model.graph.node if node.op_type not in WEIGHT_SLOTS]
+    return [*wrong, *(node.name for node in graph.model.graph.node if node.op_type not in WEIGHT_SLOTS)]
 
 
 CHOICES: Final[Mapping[str, Choice]] = {
-    "all operators": lambda graph, wrong: [],
+    "all operators": lambda graph, wrong: list(wrong),
     "layers": layers_only,
     "what layers reach": unreached_nodes,
 }
