@@ -42,7 +42,7 @@ from tools.bench.options import names
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is pruned and refined; its name is that of a task."""
+    """How a network is pruned and refined (not at all with 0 epochs: then it goes on as it is); its name is that of a task."""
 
     title: str
     sparsity: float
@@ -52,8 +52,8 @@ class Network:
 
 NETWORKS: Final[Mapping[str, Network]] = {
     "resnet20_bn": Network("ResNet-20", 0.9, 80),
-    # half the time of the defaults; a budget of MACs as in tools.bench.front
-    "resnet18_bn": Network("ResNet-18 (of MACs)", 0.9, 12, {"budget": "macs", "allocate": "lamp", "positions": 10}),
+    # half the time of the defaults; a budget of MACs as in tools.bench.front; refinement gains nothing (docs/refinement.md)
+    "resnet18_bn": Network("ResNet-18 (of MACs)", 0.9, 0, {"budget": "macs", "allocate": "lamp", "positions": 10}),
     "mlperf_tiny_resnet8": Network("MLPerf ResNet-8", 0.6, 80),
     "fashion": Network("the sample", 0.9, 80),
 }
@@ -72,6 +72,8 @@ class Bench:
         """The file of a row, made where it is not there yet."""
         if row == "dense":
             return self.task.model
+        if row == "refined" and not self.network.epochs:
+            return self.file("sparse")
         words = "_".join(re.findall(r"\w+", row))
         path = self.folder / f"{self.task.name}.{words}.onnx"
         if not path.exists():
@@ -140,8 +142,9 @@ class Row:
     def cells(self) -> list[str]:
         """The row of the table."""
         times = ["" if ms is None else f"{ms:.2f}" for ms in (self.ms, self.sparse_ms)]
-        share, name = f"{100 * self.file_bytes / self.dense_bytes:.1f}", NETWORKS[self.network].title
-        return [name, f"{self.sparsity:g}", self.row, f"{self.file_bytes:,}", share, f"{100 * self.top1:.1f}", *times]
+        share, network = f"{100 * self.file_bytes / self.dense_bytes:.1f}", NETWORKS[self.network]
+        row = self.row if network.epochs else self.row.replace("refined", "sparse")
+        return [network.title, f"{self.sparsity:g}", row, f"{self.file_bytes:,}", share, f"{100 * self.top1:.1f}", *times]
 
 
 def measure(bench: Bench, name: str, row: str) -> Row:
@@ -196,7 +199,8 @@ def run(name: str, options: argparse.Namespace, folder: Path) -> list[Row]:
     if options.epochs is not None:
         network = dataclasses.replace(network, epochs=options.epochs)
     bench = Bench(network, TASKS[name](options.data, 1), folder, Config(threads=options.threads, seed=options.seed))
-    rows = [measure(bench, name, row) for row in options.rows if row != peer.PEER or peer.available()]
+    wanted = [row for row in options.rows if (row != peer.PEER or peer.available()) and (row != "refined" or network.epochs)]
+    rows = [measure(bench, name, row) for row in wanted]
     return rows if options.no_latency else timed(bench, rows, options.rounds)
 
 
