@@ -686,6 +686,13 @@ def test_a_run_of_neighbours_stands_for_all_its_weights() -> None:
         assert value == run[len(run) // 2]
 
 
+@pytest.mark.parametrize(("share", "expected"), [(1.2, {"a": 12, "b": 6}), (0.8, {"a": 6, "b": 12})])
+def test_an_unmeasured_layer_counts_by_its_own_loss(share: float, expected: dict[str, int]) -> None:
+    loss = -math.log(1 - 0.3 / SIGNAL)  # at the probe, of both
+    candidates = [candidate("a"), candidate("b", damage=share * loss)]
+    assert allocate(ALLOCATORS["rr-curve"], candidates, Budget(0.375)) == expected
+
+
 def test_a_curve_that_ends_before_all_weights_goes_on_flat() -> None:
     short = dataclasses.replace(candidate("short"), curve=ScoreCurve("short", 24, SIGNAL, GRID[:3], GRID[:3], GRID[:3] / 2))
     candidates = [short, candidate("whole")]
