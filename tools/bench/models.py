@@ -187,6 +187,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.time_only and not (options.keep and options.json.exists()):
         parser.error("--time-only needs the --json and the --keep of an earlier run")
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
     rows: dict[str, Row] = {}
     if options.json.exists():
         rows = {key: Row(**row) for key, row in json.loads(options.json.read_text(encoding="utf-8"))["rows"].items()}
