@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
+import numpy as np
 from google.protobuf.message import EncodeError
 
 import relrep_onnx
@@ -77,7 +78,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs a command."""
         try:
-            with ending_cleanly():
+            # Numbers that leave their range are found where results are checked, and said in one sentence there.
+            with ending_cleanly(), np.errstate(over="ignore", invalid="ignore"):
                 return super().invoke(ctx)
         except RelRepError as error:
             kind = FAILURES.get(type(error), click.ClickException)

@@ -78,6 +78,8 @@ def read_external(model: ModelProto, path: Path | None, *, lazily: bool = False)
             continue
         if path is None:
             raise ModelError(f"tensor {tensor.name!r} lies in an external file; give the model's path instead of the object")
+        if not isinstance(tensor.name, str):
+            raise ModelError(f"the tensor's name {tensor.name!r} is not UTF-8 text; export the model again")
         tensor.name = tensor.name or f"external_{len(external)}"  # unnamed ones could not be told apart when they are saved
         try:
             place = _place(tensor, path.parent, location, left)

@@ -187,7 +187,9 @@ def _sharing_problem(graph: Graph, root: str, users: Sequence[_Found]) -> str | 
             return f"its weight {root!r} is also read by {display_name(node)!r} ({node.op_type})"
     if any(not users[0].same_reading(user) for user in users[1:]):
         return f"its weight {root!r} is read by several nodes in different ways"
-    if not (np.abs(graph.stored(root).astype(np.float64)) <= EXTREME).all():  # NaN too
+    with np.errstate(invalid="ignore"):  # casts of signalling NaNs
+        sizes = np.abs(graph.stored(root).astype(np.float64))
+    if not (sizes <= EXTREME).all():  # NaN too
         return f"its weight {root!r} holds NaN, infinity or numbers beyond {EXTREME:g}"
     return None
 

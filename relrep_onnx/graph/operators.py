@@ -63,11 +63,15 @@ def _window(node: NodeProto, kernel: tuple[int, ...], *, transposed: bool) -> Wi
     if axes not in (1, 2, 3):
         raise NotPrunable(f"{axes} spatial axes; 1 to 3 are supported")
     auto_pad = attribute(node, "auto_pad", b"NOTSET")
+    strides, dilations = ints(node, "strides", (1,) * axes), ints(node, "dilations", (1,) * axes)
+    pads = ints(node, "pads", (0,) * (2 * axes))
+    if (len(strides), len(dilations), len(pads)) != (axes, axes, 2 * axes) or min(strides + dilations) < 1:
+        raise NotPrunable(f"strides {strides}, dilations {dilations} or pads {pads} that do not fit a kernel of {axes} axes")
     return Window(
         kernel=kernel,
-        strides=ints(node, "strides", (1,) * axes),
-        dilations=ints(node, "dilations", (1,) * axes),
-        pads=ints(node, "pads", (0,) * (2 * axes)),
+        strides=strides,
+        dilations=dilations,
+        pads=pads,
         auto_pad=auto_pad.decode() if isinstance(auto_pad, bytes) else str(auto_pad),
         transposed=transposed,
         output_padding=ints(node, "output_padding", (0,) * axes) if transposed else (),

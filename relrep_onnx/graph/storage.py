@@ -50,13 +50,16 @@ def restore(model: ModelProto, source: Graph, name: str) -> None:
 
 
 def _merge(source: Message, target: Message, left_out: str) -> None:
-    """Copies every field that is set but one."""
+    """Copies every field that is set but one; protobuf reads text that is not UTF-8, but does not write it."""
     for field, value in source.ListFields():
         if field.name != left_out:
             if hasattr(value, "MergeFrom"):
                 getattr(target, field.name).MergeFrom(value)
-            else:
+                continue
+            try:
                 setattr(target, field.name, value)
+            except UnicodeDecodeError as error:
+                raise ModelError(f"{field.name} {value!r} in the model is not UTF-8 text; export the model again") from error
 
 
 def detach(model: ModelProto, names: Collection[str]) -> None:
