@@ -252,8 +252,8 @@ def test_a_weight_that_a_branch_reads_otherwise_too_stays() -> None:
 @pytest.mark.parametrize(
     ("attributes", "why"),
     [
-        ({"pads": [1, 1, 1]}, "whose branches cannot be taken apart"),
-        ({"dilations": [2, 2, 2]}, "whose branches cannot be taken apart"),
+        ({"pads": [1, 1, 1]}, "do not fit a kernel of 2 axes"),
+        ({"dilations": [2, 2, 2]}, "do not fit a kernel of 2 axes"),
         ({"pads": [1 << 62] * 4}, "whose branches cannot be taken apart"),
         ({"group": 4}, "depthwise convolution"),
     ],
