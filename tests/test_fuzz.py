@@ -11,7 +11,7 @@ import click
 import pytest
 
 from relrep_onnx.cli import main
-from tools import fuzz, hostile
+from tools import fuzz, hostile_bases
 
 FAILED: Final = {
     ("model", 54): "a weight behind three thousand nodes, deeper than Python recurses",
@@ -36,7 +36,7 @@ FAILED: Final = {
     ("model", 26817): "infinite activations warned before the error",
     ("model", 29119): "the name of an external tensor is not UTF-8",
 }
-"""What was wrong with each of these; the seed makes the same file for as long as `tools/hostile.py` stays as it is."""
+"""What was wrong with each of these; the seed makes the same file for as long as `tools/hostile.py` and `tools/hostile_bases.py` stay as they are."""
 MORE: Final = [*(("model", seed) for seed in range(20_000, 20_120)), *(("data", seed) for seed in range(20_000, 20_060))]
 
 
@@ -55,7 +55,7 @@ def test_hostile_files_end_with_a_sentence(pool: fuzz.Pool) -> None:
     assert {0, 1} <= {o.codes[-1] for o in outcomes}, "some must go through, or nothing behind the door is tested"
 
 
-@pytest.mark.parametrize("base", hostile.BASES)
+@pytest.mark.parametrize("base", hostile_bases.BASES)
 def test_undamaged_models_open(base: object, tmp_path: Path) -> None:
     import numpy as np
 

@@ -133,14 +133,14 @@ QUICK: Final = (
 
 def run_case(kind: str, seed: int, watch: Watch) -> Outcome:
     """One case in a folder that goes away."""
-    from tools import hostile, hostile_data
+    from tools import hostile, hostile_bases, hostile_data
 
     with tempfile.TemporaryDirectory(prefix="relrep-fuzz-") as place:
         folder, results = Path(place), list[tuple[int, str, str, str]]()
         secret = folder / hostile.OUTSIDE
         if kind == "model":
             path, what = hostile.write_model(seed, folder)
-            ids = ("--random-range", "0,10") if hostile.BASES[seed % len(hostile.BASES)] is hostile.attention else ()
+            ids = ("--random-range", "0,10") if hostile.base_of(seed) is hostile_bases.attention else ()
             steps: list[tuple[str | Path, ...]] = [
                 ("inspect", path, "--min-size", "8", *(["--gradients"] if seed % 3 == 0 else [])),
                 ("optimize", path, path.with_name("out.onnx"), "--calib", "random", *QUICK, *ids,
@@ -150,7 +150,7 @@ def run_case(kind: str, seed: int, watch: Watch) -> Outcome:
             import numpy as np
 
             path = folder / "model.onnx"
-            path.write_bytes(hostile.conv(np.random.default_rng(0)).SerializeToString())
+            path.write_bytes(hostile_bases.conv(np.random.default_rng(0)).SerializeToString())
             data, what = hostile_data.write_data(seed, folder)
             skip = ("--skip-bad-samples",) if seed % 2 else ()
             steps = [("optimize", path, path.with_name("out.onnx"), "--calib", data, *QUICK, "--allocate", "uniform", *skip)]

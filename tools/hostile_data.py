@@ -12,7 +12,8 @@ from typing import Final
 import numpy as np
 from onnx import TensorProto, numpy_helper
 
-from tools.hostile import NAMES, ODD, Random, flip_bytes, pick
+from tools.hostile import NAMES, ODD, flip_bytes, pick
+from tools.hostile_bases import Random
 
 SHAPE: Final = (3, 6, 6)
 """A sample of what `conv` reads."""
