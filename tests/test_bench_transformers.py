@@ -11,8 +11,9 @@ import pytest
 
 from relrep_onnx.inspection import inspect
 from tests.models import run
-from tools.bench import peer, transformers
-from tools.bench.transformers import NETWORKS, Row, Size
+from tools.bench import peer, transformer_networks, transformers
+from tools.bench.transformer_networks import NETWORKS, Size
+from tools.bench.transformers import Row
 
 SMALL = Size(layers=2, width=32, heads=4, inner=64, tokens=12)
 
@@ -32,7 +33,7 @@ def test_networks_are_valid_and_their_projections_are_found(name: str) -> None:
 
 
 def test_padding_does_not_reach_what_is_kept() -> None:
-    model, feed = transformers.encoder(SMALL, 0), dict(transformers.texts(SMALL, 8, 1))
+    model, feed = transformer_networks.encoder(SMALL, 0), dict(transformer_networks.texts(SMALL, 8, 1))
     (before,) = run(model, feed).values()
     assert (np.diff(feed["attention_mask"]) <= 0).all()
     kept = feed["attention_mask"] == 1
@@ -43,7 +44,7 @@ def test_padding_does_not_reach_what_is_kept() -> None:
 
 
 def test_the_decoder_looks_back_only() -> None:
-    model, feed = transformers.decoder(SMALL, 0), dict(transformers.signals(SMALL, 8, 1))
+    model, feed = transformer_networks.decoder(SMALL, 0), dict(transformer_networks.signals(SMALL, 8, 1))
     (before,) = run(model, feed).values()
     changed = feed["inputs_embeds"].copy()
     changed[:, 7] *= -1
@@ -53,12 +54,12 @@ def test_the_decoder_looks_back_only() -> None:
 
 
 def test_inputs_are_structured() -> None:
-    (x,) = transformers.signals(SMALL, 400, 3).values()
+    (x,) = transformer_networks.signals(SMALL, 400, 3).values()
     neighbours = np.corrcoef(x[:, :-1].reshape(-1), x[:, 1:].reshape(-1))[0, 1]
     assert neighbours == pytest.approx(0.9, abs=0.01)
-    ids = transformers.texts(SMALL, 200, 3)["input_ids"]
+    ids = transformer_networks.texts(SMALL, 200, 3)["input_ids"]
     pairs = {(a, b) for row in ids for a, b in pairwise(row) if a and b}
-    assert max(Counter(a for a, _ in pairs).values()) <= transformers.SUCCESSORS
+    assert max(Counter(a for a, _ in pairs).values()) <= transformer_networks.SUCCESSORS
 
 
 def test_methods_are_held_against_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

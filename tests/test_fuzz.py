@@ -36,7 +36,7 @@ FAILED: Final = {
     ("model", 26817): "infinite activations warned before the error",
     ("model", 29119): "the name of an external tensor is not UTF-8",
 }
-"""What was wrong with each of these; the seed makes the same file for as long as `tools/hostile.py` and `tools/hostile_bases.py` stay as they are."""
+"""What was wrong with each of these; the seed makes the same file for as long as `tools/hostile*.py` stay as they are."""
 MORE: Final = [*(("model", seed) for seed in range(20_000, 20_120)), *(("data", seed) for seed in range(20_000, 20_060))]
 
 
