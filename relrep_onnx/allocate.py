@@ -215,25 +215,37 @@ def _approach(
     return counts
 
 
-def _limits(
-    candidates: Sequence[Candidate], budget: Budget, sizes: FloatArray, costs: FloatArray
-) -> tuple[FloatArray, FloatArray, float]:
-    """Fewest and most zeros of each layer, whole numbers, and what all zeros together should cost."""
-    names = [c.layer.name for c in candidates]
+def attainable(candidates: Sequence[Candidate], budget: Budget) -> tuple[float, float]:
+    """The least and the most sparsity, in the budget's unit, that its bounds and the pattern allow; raises as `allocate`."""
+    costs = np.array([c.cost for c in candidates])
+    low, high = _bounds(candidates, budget)
+    total = float(costs @ [c.layer.size for c in candidates])
+    return float(costs @ low) / total, float(costs @ high) / total
+
+
+def _bounds(candidates: Sequence[Candidate], budget: Budget) -> tuple[FloatArray, FloatArray]:
+    """Fewest and most zeros of each layer, fractions of a weight included."""
+    names, sizes = [c.layer.name for c in candidates], np.array([c.layer.size for c in candidates])
     unknown = sorted(set(budget.layers) - set(names))
     if unknown:
         raise ConfigError(f"no prunable layer is called {unknown[0]!r}; there are: {', '.join(sorted(names)[:5])}, ...")
-    present = np.array([c.zeros for c in candidates])
     low = sizes * [budget.layers.get(name, budget.floor) for name in names]
     # Zeros that are there already count; where they exceed the goal there is nothing left to prune.
-    limit = np.array([c.limit for c in candidates])
+    limit, present = np.array([c.limit for c in candidates]), np.array([c.zeros for c in candidates])
     high = np.maximum(np.minimum(sizes * [budget.layers.get(name, budget.ceiling) for name in names], limit), present)
     for name, size, lowest, highest in zip(names, sizes, low, high, strict=True):
         if lowest > highest + 1e-9 * size:
             raise BudgetError(
                 f"layer {name!r} cannot have a sparsity of {lowest / size:g}: the pattern allows {highest / size:.10g}"
             )
-    low = np.minimum(low, high)
+    return np.minimum(low, high), high
+
+
+def _limits(
+    candidates: Sequence[Candidate], budget: Budget, sizes: FloatArray, costs: FloatArray
+) -> tuple[FloatArray, FloatArray, float]:
+    """Fewest and most zeros of each layer, whole numbers, and what all zeros together should cost."""
+    low, high = _bounds(candidates, budget)
     total = float(costs @ sizes)
     goal = budget.sparsity * total
     least, most = float(costs @ low), float(costs @ high)
@@ -249,6 +261,7 @@ def _limits(
         low, high = np.rint(low), np.rint(high)
     else:
         low, high = np.floor(low), np.ceil(high)
+    present = np.array([c.zeros for c in candidates])
     return np.maximum(low, present), np.maximum(high, present), goal
 
 

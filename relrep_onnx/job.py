@@ -15,7 +15,7 @@ from relrep_onnx.allocate import ALLOCATORS, AUTO
 from relrep_onnx.cache import Cache
 from relrep_onnx.calibrate import Feeding, WalkSettings, default_memory
 from relrep_onnx.config import Config
-from relrep_onnx.data import Samples, split_holdout
+from relrep_onnx.data import Samples, halves, split_holdout
 from relrep_onnx.deployment import anything, runtime_named
 from relrep_onnx.distill import showing
 from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
@@ -136,7 +136,7 @@ def prepare(
         calibration, decision, verification = split_holdout(samples)
     else:
         kept_out = samples_for(session, holdout, config)
-        calibration, (decision, verification) = samples, kept_out.split(len(kept_out) // 2)
+        calibration, (decision, verification) = samples, halves(kept_out)
     if flat.gates:
         with naming_samples(session, (calibration,), config.batch_size):
             closed = closed_gates(flat, calibration.batches(config.batch_size), config.as_runtime())

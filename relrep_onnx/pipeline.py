@@ -182,7 +182,7 @@ def refine(
     """
     started = time.perf_counter()
     config = config or Config()
-    config = config if config.refine else replace(config, refine=DEFAULT_EPOCHS)
+    config = replace(config, refine=config.refine or DEFAULT_EPOCHS, min_size=1)  # small layers move too
     target = None if output is None else Path(output)
     graphs.check_target(target, sparse, in_place=in_place)
     gates = config.as_gates()

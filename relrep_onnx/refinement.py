@@ -24,7 +24,7 @@ from relrep_onnx.data import Samples
 from relrep_onnx.distill import Distillation, opened, showing, step, traced
 from relrep_onnx.results import Epoch, Refinement
 from relrep_onnx.runtime import Bound, RuntimeOptions, Session
-from relrep_onnx.types import Array, Feeds, FloatArray, Progress
+from relrep_onnx.types import Array, ConfigError, Feeds, FloatArray, Progress
 from relrep_onnx.verify import compare_outputs
 
 BATCH: Final = 64
@@ -234,9 +234,12 @@ def refine(
         The best state's values, and an account.
 
     Raises:
-        ConfigError: the checkpoint cannot be read, or belongs to another run.
+        ConfigError: an augmentation does not fit the inputs; the checkpoint cannot be read, or belongs to another run.
         CalibrationError: a step fails in ONNX Runtime.
     """
+    fits = fitting(samples)
+    if unfit := [kind for kind in recipe.augment or () if kind not in fits]:
+        raise ConfigError(f"--augment {unfit[0]} does not fit the model's inputs; {', '.join(fits) or 'none'} would")
     buffers = Buffers(values, [p.tensor for p in d.parameters if p.is_weight], scales(d, values))
     start, stepper = buffers.values.copy(), Stepper(d, buffers, recipe)
     total = recipe.epochs * samples.shuffled_count(BATCH)
@@ -297,10 +300,14 @@ def scales(d: Distillation, values: Feeds) -> dict[str, float]:
     return {p.tensor: max(sizes[p.tensor], of_layer.get(p.layer, 0.0)) for p in d.parameters}
 
 
+def fitting(samples: Samples) -> tuple[str, ...]:
+    """The kinds of augmentation that can be applied."""
+    return possible(next(samples.shuffled(2, np.random.default_rng(0))), samples.image_axes)
+
+
 def options(samples: Samples) -> list[tuple[str, ...]]:
     """What the trials try, the most augmentation first: all that can be applied, the same without flips, nothing."""
-    feeds = next(samples.shuffled(2, np.random.default_rng(0)))
-    kinds = possible(feeds, samples.image_axes)
+    kinds = fitting(samples)
     return list(dict.fromkeys([kinds, tuple(k for k in kinds if k != FLIP), ()]))
 
 

@@ -16,7 +16,7 @@ from typing import Final
 
 from onnx import ModelProto
 
-from relrep_onnx.allocate import AUTO, Candidate
+from relrep_onnx.allocate import AUTO, Candidate, attainable
 from relrep_onnx.job import Job
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Choice, Finding, Trial
@@ -84,12 +84,16 @@ def plan(job: Job, layers: Sequence[Candidate], targets: TargetStore, metric: Me
     if limit is None and allocator != AUTO:  # nothing to try: the dense model need not run
         return Plan(allocator, sparsity, zeros_for(job, layers, allocator, sparsity))
     judge = Judge(job, metric if limit is not None and limit.kind == "eval" else None)
+    least, most = attainable(layers, job.config.as_budget())
+    if limit is not None:
+        sparsity = min(max(sparsity, least), most)
     if allocator == AUTO:
         choice = choose_allocator(job, layers, targets, judge, sparsity)
         allocator = choice.allocator
     if limit is None:
         return Plan(allocator, sparsity, zeros_for(job, layers, allocator, sparsity), choice)
-    finding, zeros = largest_sparsity(job, layers, targets, judge, allocator, limit)
+    between = least, min(most, LARGEST * everything(layers))
+    finding, zeros = largest_sparsity(job, layers, targets, judge, allocator, limit, between)
     return Plan(allocator, finding.sparsity, zeros, choice, finding)
 
 
@@ -116,17 +120,23 @@ def choose_allocator(job: Job, layers: Sequence[Candidate], targets: TargetStore
 
 
 def largest_sparsity(
-    job: Job, layers: Sequence[Candidate], targets: TargetStore, judge: Judge, allocator: str, limit: Limit
+    job: Job,
+    layers: Sequence[Candidate],
+    targets: TargetStore,
+    judge: Judge,
+    allocator: str,
+    limit: Limit,
+    between: tuple[float, float],
 ) -> tuple[Finding, dict[str, int]]:
-    """The largest sparsity, to RESOLUTION, whose model stays under the limit on the samples that decide.
+    """The largest sparsity between two, to RESOLUTION, whose model stays under the limit on the samples that decide.
 
     Raises:
         BudgetError: not even the smallest sparsity tried does.
     """
-    below, above = 0.0, LARGEST * everything(layers)
+    below, above = between
     trials: list[Trial] = []
     best: tuple[Trial, Mapping[str, int]] | None = None
-    steps = math.ceil(math.log2((above - below) / RESOLUTION))
+    steps = math.ceil(math.log2(max(2.0, (above - below) / RESOLUTION)))
     for number in range(steps):
         job.settings.progress("search", number, steps)
         middle = (below + above) / 2

@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from relrep_onnx.runtime import Session
-from relrep_onnx.types import Array, ConfigError, Feeds, ModelError, VerificationError
+from relrep_onnx.types import Array, CalibrationError, ConfigError, Feeds, ModelError, VerificationError
 
 HUGE: Final = 1 << 28
 """Bytes of a file beyond which gzip would take minutes: its size after gzip is estimated,"""
@@ -26,6 +26,9 @@ SAMPLED: Final = 1 << 26
 """from about so many of them,"""
 PIECE: Final = 1 << 20
 """so many at a time."""
+
+DIGITS: Final = 12
+"""Of a drop that count."""
 
 Metric = Callable[[Any], float]
 """The user's own measure: called with an onnxruntime.InferenceSession, larger is better."""
@@ -113,13 +116,13 @@ class Limit:
         return cls(kind or "error", value)
 
     def drop(self, fidelity: Fidelity, before: float | None, after: float | None) -> float:
-        """What a model lost, to be held against `value`; NaN where its outputs are no numbers.
+        """What a model lost, to be held against `value`, without the rounding of 1 - 0.95; NaN where its outputs are no numbers.
 
         Raises:
             ConfigError: no output looks like classes, or the samples are too few to tell.
         """
         if self.kind == "eval" and before is not None and after is not None:
-            return before - after
+            return round(before - after, DIGITS)
         if self.kind != "top1":
             return fidelity.relative_l2
         if fidelity.top1_agreement is None:
@@ -129,7 +132,7 @@ class Limit:
                 f"--max-drop top1:{self.value:.4g} is finer than {fidelity.samples} deciding samples resolve (steps of "
                 f"{1 / fidelity.samples:.4g}); give more samples (--holdout), or allow more"
             )
-        return 1 - fidelity.top1_agreement
+        return round(1 - fidelity.top1_agreement, DIGITS)
 
 
 def float_outputs(session: Session) -> list[str]:
@@ -167,10 +170,18 @@ def compare_outputs(names: Sequence[str], dense: Iterable[tuple[Feeds, Feeds]], 
         for name in names:
             sums[name].add(expected[name], given[name], size, samples)
         samples += size
+    if not samples:
+        raise CalibrationError("there is no sample to compare the models on; give some")
     return Fidelity(samples, tuple(total.result(name) for name, total in sums.items()))
 
 
-def check_gates(fidelity: Fidelity, metric: float | None, gates: Gates, file_bytes: int | None = None) -> None:
+def check_gates(
+    fidelity: Fidelity,
+    metric: float | None,
+    gates: Gates,
+    file_bytes: int | None = None,
+    consequence: str = "; nothing was written",
+) -> None:
     """Raises `VerificationError` naming every gate that is not met; `file_bytes` is None where no file is to be written."""
     missed = []
     # Written so that NaN misses every gate.
@@ -186,7 +197,7 @@ def check_gates(fidelity: Fidelity, metric: float | None, gates: Gates, file_byt
     if gates.max_bytes is not None and file_bytes is not None and file_bytes > gates.max_bytes:
         missed.append(f"{file_bytes:,} bytes are above --max-bytes {gates.max_bytes:,}")
     if missed:
-        raise VerificationError("; ".join(missed) + f" ({fidelity.samples} held-out samples); nothing was written")
+        raise VerificationError("; ".join(missed) + f" ({fidelity.samples} held-out samples){consequence}")
 
 
 def load_metric(reference: str) -> Metric:

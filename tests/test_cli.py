@@ -295,6 +295,21 @@ def test_dry_run_writes_nothing(place: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--to", "nonsense"], "no form is called 'nonsense'"),
+        (["--eval", "nosuch:f"], "cannot import 'nosuch'"),
+        (["--min-agreement", "0.999"], "finer than 16 held-out samples resolve"),
+    ],
+)
+def test_dry_run_refuses_what_a_run_would(place: Path, tmp_path: Path, options: list[str], says: str) -> None:
+    result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--dry-run", *options)
+    assert (result.exit_code, says in result.output) == (2, True), result.output
+    missing = run("optimize", place / "net.onnx", tmp_path / "no" / "o.onnx", "--calib", place / "ok.npz", "--dry-run")
+    assert missing.exit_code in (1, 2), missing.output
+
+
 def test_settings_round_trip_through_a_file(place: Path, tmp_path: Path) -> None:
     saved = tmp_path / "run.json"
     first = run(
@@ -453,7 +468,7 @@ def test_refine_reports_what_it_did(place: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["optimize", "refine", "export"])
 def test_the_size_of_the_file_is_a_gate(command: str, place: Path, tmp_path: Path) -> None:
     models = {"refine": [place / "net.onnx", place / "net.onnx"]}.get(command, [place / "net.onnx"])
-    rest = {"optimize": ["--min-size", "64"], "refine": ["--epochs", "1", "--min-size", "64"]}.get(command, [])
+    rest = {"optimize": ["--min-size", "64"], "refine": ["--epochs", "1"]}.get(command, [])
     target = tmp_path / "o.onnx"
     target.write_text("old")
     arguments: list[str | Path] = [command, *models, target, "--calib", place / "ok.npz", *rest]

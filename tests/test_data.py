@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, numpy_helper
 
-from relrep_onnx.data import DataOptions, Preprocessing, Samples, load_samples, split_holdout
+from relrep_onnx.data import DataOptions, Preprocessing, Samples, halves, load_samples, split_holdout
 from relrep_onnx.types import Array, CalibrationError, ConfigError, RelRepError, TensorInfo
 
 VECTOR = TensorInfo("x", "tensor(float)", ("batch", 3))
@@ -804,6 +804,18 @@ def test_holdout_of_a_fixed_batch_loses_nothing(batches: int, extra: int) -> Non
     assert sum(parts) == 4 * batches
     assert min(parts) > 0
     assert all(part % 4 == 0 for part in parts)
+
+
+def test_holdout_of_large_batches_is_one_to_decide_and_one_to_verify() -> None:
+    samples = load(floats(64 * 5, 3), TensorInfo("x", "tensor(float)", (64, 3)))
+    assert [len(part) for part in split_holdout(samples)] == [192, 64, 64]
+
+
+@pytest.mark.parametrize(("rows", "info", "need"), [(1, VECTOR, "two samples"), (4, FIXED, "two of its batches")])
+def test_halves_are_never_empty(rows: int, info: TensorInfo, need: str) -> None:
+    with pytest.raises(CalibrationError, match=f"gives {rows} samples, .*; give at least {need}"):
+        halves(load(floats(rows, 3), info))
+    assert [len(part) for part in halves(load(floats(2 * rows, 3), info))] == [rows, rows]
 
 
 @pytest.mark.parametrize(("rows", "info", "least"), [(3, VECTOR, 4), (15, FIXED, 16)])

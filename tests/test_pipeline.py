@@ -476,3 +476,9 @@ def test_refine_misses_a_gate_and_keeps_the_old_output(tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="max-error"):
         refine(dense, masked, tmp_path / "o.onnx", x, Config(min_size=1, refine=1, max_error=1e-6))
     assert [f.read_bytes() for f in tmp_path.iterdir()] == [b"old"]
+
+
+def test_the_smallest_layers_are_refined_too() -> None:
+    result = optimize(small_net(), None, inputs(), SMALL)
+    refined = refine(small_net(), result.model, None, inputs(), Config(refine=2, threads=1))  # all are under --min-size
+    assert refined.refinement.steps

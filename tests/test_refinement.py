@@ -205,6 +205,11 @@ def test_trials_see_each_sample_as_often_as_the_run() -> None:
     assert len(trial_samples(samples, 1)) == 512
 
 
+def test_augmentation_that_does_not_fit_is_refused(flat: Scene) -> None:
+    with pytest.raises(ConfigError, match="--augment crop does not fit the model's inputs; mixup would"):
+        flat.run(recipe(augment=("crop", "mixup")))
+
+
 def test_images_are_tried_with_and_without_flips_and_crops() -> None:
     images = scene(convnet(), random(6, 64, 3, 8, 8))
     assert options(images.samples) == [("crop", "flip", "mixup"), ("crop", "mixup"), ()]

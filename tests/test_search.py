@@ -102,6 +102,23 @@ def weights_left(session: Any) -> float:
     return float(kept / sum(layer.size for layer in layers))
 
 
+@pytest.mark.parametrize(
+    ("bounds", "least", "most"),
+    [
+        ({"max_layer_sparsity": 0.4}, 0.0, 0.4),
+        ({"min_layer_sparsity": 0.6}, 0.6, 0.995),
+        ({"layer_sparsity": {"second": 0.3}}, 0.0, 0.6),
+        ({"min_layer_sparsity": 0.5, "max_layer_sparsity": 0.5}, 0.5, 0.5),
+    ],
+)
+@pytest.mark.parametrize("allocate", ["uniform", "auto"])
+def test_max_drop_stays_inside_the_layers_bounds(bounds: dict[str, Any], least: float, most: float, allocate: str) -> None:
+    result = run(QUICK, sparsity=None, max_drop="0.9", repair="variance", allocate=allocate, **bounds)
+    assert result.finding is not None
+    assert least - 1e-9 <= result.finding.sparsity <= most + 1e-9
+    assert all(least - 1e-9 <= trial.sparsity <= most + 1e-9 for trial in result.finding.trials)
+
+
 def test_a_limit_nothing_stays_under() -> None:
     with pytest.raises(BudgetError, match=r"no sparsity stays under --max-drop 1e-9: 0\.\d% already drops by"):
         run(QUICK, sparsity=None, max_drop="1e-9", repair="none")
@@ -129,6 +146,13 @@ def test_limits_say_when_they_cannot_be_judged() -> None:
     assert Limit("top1", 0.1).drop(fidelity(0.1, 40, 0.9), None, None) == pytest.approx(0.1)
     assert Limit("error", 0.1).drop(fidelity(0.3), None, None) == 0.3
     assert Limit("eval", 0.1).drop(fidelity(0.3), 0.9, 0.7) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("lost", range(1, 20))
+def test_what_is_lost_is_counted_without_rounding(lost: int) -> None:
+    limit = Limit.parse(f"top1:{5 * lost}%")
+    assert limit.drop(fidelity(0.1, 20, (20 - lost) / 20), None, None) <= limit.value
+    assert Limit.parse("eval:0.01").drop(fidelity(0.1), 0.93, 0.92) <= 0.01
 
 
 def test_settings_that_do_not_go_together() -> None:

@@ -30,7 +30,7 @@ from relrep_onnx.sweeps.engines import processes
 from relrep_onnx.sweeps.pick import Pick
 from relrep_onnx.sweeps.run import _engine, _Survey
 from relrep_onnx.sweeps.tables import cost_of, front
-from relrep_onnx.sweeps.trial import attempt
+from relrep_onnx.sweeps.trial import attempt, file_name
 from tests.test_pipeline import SMALL, inputs, small_net
 
 BASE = dataclasses.replace(SMALL, sparsity=None, forms=("compact",), threads=1)
@@ -156,7 +156,7 @@ def test_processes_give_what_one_gives_and_survive_a_death(tmp_path: Path) -> No
 
 
 def test_memory_decides_how_many_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    survey = _Survey(provenance=None, fixed=300 << 20)  # type: ignore[arg-type]  # not looked at
+    survey = _Survey(provenance=None, fixed=500 << 20)  # type: ignore[arg-type]  # not looked at
     calls = counting(monkeypatch, "relrep_onnx.sweeps.run.processes", processes)
     for limit in (4 << 30, 1200 << 20, 100 << 20):
         _, share = _engine(survey, dataclasses.replace(BASE, max_memory=limit), 4)
@@ -205,6 +205,11 @@ def test_a_lossy_form_is_judged_by_the_file_itself(tmp_path: Path) -> None:
     assert figures.error != exact.error
 
 
+@pytest.mark.parametrize(("form", "name"), [("sparse-ort", "model.onnx"), ("ort", "model.ort"), ("int8+ort", "model.ort")])
+def test_points_have_the_name_their_form_needs(form: str, name: str) -> None:
+    assert file_name(dataclasses.replace(BASE, forms=(form,))) == name
+
+
 def test_feeds_that_come_once_serve_every_point(tmp_path: Path) -> None:
     grid = Grid((0.5, 0.7), allocate=("uniform",), repair=("none",))
     feeds = ({"x": sample} for sample in inputs()[:, None])
@@ -222,7 +227,7 @@ def test_the_front_holds_what_no_other_point_beats() -> None:
 
 
 def test_the_choice() -> None:
-    points = [point("a", 0.1, 300), point("b", 0.04, 200, agreement=0.98), point("c", 0.03, 250, agreement=1.0)]
+    points = [point("a", 0.1, 300, metric=-0.4), point("b", 0.04, 200, agreement=0.98), point("c", 0.03, 250, agreement=1.0)]
     points += [dataclasses.replace(points[0], name="failed", figures=None, failure="no")]
     for words, name in [
         ("size min", "b"),
@@ -231,12 +236,21 @@ def test_the_choice() -> None:
         ("error <= 4% & size min", "b"),
         ("agreement > 98% & error max", "c"),
         ("size>=0.2k & size max & error < 5e-2", "c"),
+        ("agreement >= 98% & size min", "b"),
+        ("metric > -0.5 & size max", "a"),
     ]:
         assert Pick.parse(words).choose(points).name == name, words
     with pytest.raises(VerificationError, match=r"none of 3 points meets all conditions \(error<0.01: 0 points\)"):
         Pick.parse("size<1M & error<0.01 & size min").choose(points)
     with pytest.raises(VerificationError, match="no point has a figure 'latency'"):
         Pick.parse("latency min").choose(points)
+
+
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_percents_are_what_counting_gives(percent: int) -> None:
+    figures = point("p", 0.1, 1, agreement=percent / 100).figures
+    assert figures is not None
+    assert Pick.parse(f"agreement>={percent}% & size min").conditions[0].holds(figures)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from relrep_onnx.runtime import RuntimeOptions, Session
-from relrep_onnx.types import Array, ConfigError, Feeds, FloatArray, VerificationError
+from relrep_onnx.types import Array, CalibrationError, ConfigError, Feeds, FloatArray, VerificationError
 from relrep_onnx.verify import (
     Fidelity,
     Gates,
@@ -144,6 +144,12 @@ def test_dense_outputs_may_be_kept() -> None:
     kept = [(feeds, dense.run(feeds, ["y0"])) for feeds in batches(x, 3)]
     sparse = session(np.diag([1.0, 1, 0, 1]))
     assert compare_outputs(["y0"], kept, sparse) == compare_sessions(dense, sparse, batches(x, 3))
+
+
+def test_no_sample_is_no_verdict() -> None:
+    one = session(np.eye(4))
+    with pytest.raises(CalibrationError, match="no sample to compare"):
+        compare_sessions(one, one, [])
 
 
 # Gates

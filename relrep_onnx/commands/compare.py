@@ -34,4 +34,4 @@ def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet:
     publish(report.of_fidelity(fidelity, sparse.name), json_path, None, quiet=quiet)
     gates = config.as_gates()
     gates.check_resolution(fidelity.samples)
-    check_gates(fidelity, None, gates)
+    check_gates(fidelity, None, gates, consequence="")

@@ -113,11 +113,11 @@ def optimize(
     if save_config is not None:
         write_text(save_config, config.to_json() + "\n")
     if dry_run:
-        plan = estimate(model, calib, config, holdout=holdout)
+        plan = estimate(model, target, calib, config, holdout=holdout, in_place=in_place)
         spill = ", waiting activations partly on disk" if plan.spilled else ""
         click.echo(
             f"{plan.layers} layers, {plan.samples} calibration samples: about {plan.seconds:.0f} s and "
-            f"{plan.memory_bytes / 1e6:.0f} MB of memory{spill}; nothing was written"
+            f"{plan.memory_bytes / 1e6:.0f} MB of memory{spill}; no model was written"
         )
         return
     with shown_progress(quiet) as progress:

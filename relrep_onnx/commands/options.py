@@ -160,14 +160,17 @@ RANDOM_OPTIONS = _options(
     INPUT_SHAPE,
     setting("--random-range", type=Numbers(float, 2, "LO,HI"), help="Range of random integers, with --calib random."),
 )
-SELECT_OPTIONS = _options(
-    setting("--min-size", type=click.IntRange(0), help="Weights with fewer elements stay."),
+NODE_OPTIONS = _options(
     setting(
         "--nodes-to-exclude", multiple=True, metavar="NAME", help="Node or weight name, or a regular expression; repeatable."
     ),
-    setting("--op-types", multiple=True, metavar="OP", help="Prune only these operator types; repeatable.  [default: all]"),
+    setting("--op-types", multiple=True, metavar="OP", help="Take only these operator types; repeatable.  [default: all]"),
 )
-CALIBRATE_OPTIONS = _options(
+SELECT_OPTIONS = _options(
+    setting("--min-size", type=click.IntRange(0), help="Weights with fewer elements stay."),
+    NODE_OPTIONS,
+)
+SAMPLE_OPTIONS = _options(
     click.option(
         "--calib",
         required=True,
@@ -177,12 +180,15 @@ CALIBRATE_OPTIONS = _options(
     click.option("--holdout", metavar="DATA", help="Samples for verification.  [default: the last eighth of --calib]"),
     DATA_OPTIONS,
     RANDOM_OPTIONS,
-    setting("--positions", type=click.IntRange(1), help="Output positions sampled per sample and layer."),
     setting("--seed", type=click.IntRange(0), help="Seed of all sampling."),
     RUN_OPTIONS,
     setting(
         "--max-memory", type=Bytes(), help="Memory for waiting activations, disk beyond.  [default: a quarter of what is free]"
     ),
+)
+CALIBRATE_OPTIONS = _options(
+    SAMPLE_OPTIONS,
+    setting("--positions", type=click.IntRange(1), help="Output positions sampled per sample and layer."),
     click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Keeps the dense model's statistics."),
 )
 JSON_OPTION = click.option("--json", "json_path", type=OutputFile(), help="Also write the result here.")

@@ -10,15 +10,15 @@ import click
 from relrep_onnx import report
 from relrep_onnx.commands.common import check_reports, command_line, config_of, publish, say_written, target_of
 from relrep_onnx.commands.options import (
-    CALIBRATE_OPTIONS,
     CONFIG_OPTION,
     GATE_OPTIONS,
     JSON_OPTION,
     MODEL,
+    NODE_OPTIONS,
     QUIET_OPTION,
     REFINE_OPTIONS,
     REPORT_OPTION,
-    SELECT_OPTIONS,
+    SAMPLE_OPTIONS,
 )
 from relrep_onnx.config import DEFAULT_EPOCHS
 from relrep_onnx.pipeline import refine as run_refine
@@ -32,8 +32,8 @@ from relrep_onnx.progress import shown_progress
 @click.option("--in-place", is_flag=True, help="Replace SPARSE.")
 @click.option("--epochs", "refine", type=click.IntRange(1), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
 @REFINE_OPTIONS
-@CALIBRATE_OPTIONS
-@SELECT_OPTIONS
+@SAMPLE_OPTIONS
+@NODE_OPTIONS
 @GATE_OPTIONS
 @JSON_OPTION
 @REPORT_OPTION

@@ -241,6 +241,19 @@ class Samples:
         return digest.hexdigest()
 
 
+def halves(samples: Samples) -> tuple[Samples, Samples]:
+    """Samples held out, to decide and to verify with.
+
+    Raises:
+        CalibrationError: one of the two would get none.
+    """
+    first, second = samples.split(len(samples) // 2)
+    if not (first.entries and second.entries):
+        need = "at least two samples" if len(samples) < 2 else "at least two of its batches"
+        raise CalibrationError(f"{samples.source} gives {len(samples)} samples, a half each to decide and to verify; give {need}")
+    return first, second
+
+
 def split_holdout(samples: Samples) -> tuple[Samples, Samples, Samples]:
     """The samples to calibrate, decide and verify with; the last two halve the last eighth, at least 32 samples, at most half.
 
@@ -250,6 +263,6 @@ def split_holdout(samples: Samples) -> tuple[Samples, Samples, Samples]:
     total, batch = len(samples), max((entry.samples for entry in samples.entries), default=1)
     if total < 4 * batch:
         raise CalibrationError(f"{samples.source} gives {total} samples; give at least {4 * batch}, better some hundred")
-    held = min(-(-max(total // 8, 32) // batch), total // 2 // batch)
+    held = min(max(-(-max(total // 8, 32) // batch), 2), total // 2 // batch)
     calibration, rest = samples.split(total - held * batch)
     return calibration, *rest.split(held // 2 * batch)

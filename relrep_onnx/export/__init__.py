@@ -2,7 +2,7 @@
 
 from relrep_onnx.export.deliver import Exported, deliver
 from relrep_onnx.export.forms import EXACT, Exporter, Order, Product, Target, Values
-from relrep_onnx.export.table import EXPORTERS, check_forms, make, places_for
+from relrep_onnx.export.table import EXPORTERS, check_forms, make, places_for, suffix_of
 
 __all__ = [
     "EXACT",
@@ -17,4 +17,5 @@ __all__ = [
     "deliver",
     "make",
     "places_for",
+    "suffix_of",
 ]

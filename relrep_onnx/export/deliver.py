@@ -137,7 +137,7 @@ def _check(
         if not fidelity.relative_l2 <= allowed:  # NaN too
             raise VerificationError(
                 f"the export {what} moves the outputs by {fidelity.relative_l2:.4g} (relative L2, {fidelity.samples} samples), "
-                f"more than {allowed:g}; nothing was written. Use another --to form, or allow more with --max-error"
+                f"more than {allowed:g}; nothing was written. Use another --to form, or allow more with `export --max-error`"
             )
         try:
             judge(session, fidelity, stage.size())

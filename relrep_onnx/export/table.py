@@ -65,19 +65,24 @@ def check_forms(forms: Sequence[str], order: Order) -> None:
         raise ConfigError("--values float16: the sparse kernels of --to sparse-ort compute float32 or int8; choose one of these")
 
 
+def suffix_of(form: str) -> str:
+    """What the name of a form's file ends with; ONNX Runtime tells the two formats apart by it."""
+    return ".ort" if form.split("+")[-1] == LAST else ".onnx"
+
+
 def places_for(forms: Sequence[str], output: Path, stem: str) -> dict[str, Path]:
     """Where each form goes: one to the output itself, several into the folder of that name, as `stem.form.onnx` or `.ort`.
 
     Raises:
-        ConfigError: one form's file name has the other format's suffix, by which ONNX Runtime tells them apart.
+        ConfigError: one form's file name has the other format's suffix.
     """
-    suffixes = {form: ".ort" if form.split("+")[-1] == LAST else ".onnx" for form in forms}
     if len(forms) > 1:
         if output.exists() and not output.is_dir():
             raise ConfigError(f"several forms go into a folder; {str(output)!r} is a file")
         names = {form: "" if form == "onnx" else f".{form}" for form in forms}  # not x.onnx.onnx
-        return {form: output / f"{stem}{names[form]}{suffix}" for form, suffix in suffixes.items()}
-    form, suffix = suffixes.popitem()
+        return {form: output / f"{stem}{names[form]}{suffix_of(form)}" for form in forms}
+    (form,) = forms
+    suffix = suffix_of(form)
     if (output.suffix == ".ort") != (suffix == ".ort"):
         raise ConfigError(f"--to {form} writes a {suffix} file; rename the output {str(output)!r} to end with {suffix}")
     return {form: output}

@@ -24,8 +24,8 @@ COMPARISONS: Final[Mapping[str, Callable[[float, float], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
-UNITS: Final = {"": 1.0, "%": 0.01, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-CONDITION: Final = re.compile(r"(\w+)\s*(<=?|>=?)\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(%|[kMG](?=B?$))?B?", re.ASCII)
+UNITS: Final = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+CONDITION: Final = re.compile(r"(\w+)\s*(<=?|>=?)\s*([+-]?[0-9.]+(?:e[+-]?[0-9]+)?)\s*(%|[kMG](?=B?$))?B?", re.ASCII)
 GOAL: Final = re.compile(r"(\w+)\s+(min|max)", re.ASCII)
 EXAMPLE: Final = "such as 'error<0.05 & size min'"
 
@@ -67,7 +67,7 @@ class Pick:
             if found := GOAL.fullmatch(part):
                 goals.append((found[1], found[2] == "max"))
             elif found := CONDITION.fullmatch(part):
-                conditions.append(Condition(found[1], found[2], _number(found[3], text) * UNITS[found[4] or ""]))
+                conditions.append(Condition(found[1], found[2], _number(found[3], found[4] or "", text)))
             else:
                 raise ConfigError(f"--pick: cannot read {part!r} in {text!r}; give NAME<NUMBER or NAME min, {EXAMPLE}")
         if len(goals) != 1:
@@ -102,8 +102,8 @@ class Pick:
         )
 
 
-def _number(text: str, whole: str) -> float:
+def _number(text: str, unit: str, whole: str) -> float:
     try:
-        return float(text)
+        return float(text) / 100 if unit == "%" else float(text) * UNITS[unit]
     except ValueError as error:
         raise ConfigError(f"--pick: {text!r} in {whole!r} is no number; give one, {EXAMPLE}") from error

@@ -41,8 +41,6 @@ from relrep_onnx.types import ConfigError, ModelError, Progress
 MEASURES: Final = ("error", "size", "latency")
 ROUNDS: Final = 30
 """Of timing, dense and sparse in turn."""
-PROCESS: Final = 200 << 20
-"""Bytes of a process with its libraries, before it has read anything."""
 LEAST: Final = 16 << 20
 """Waiting activations get at least this."""
 
@@ -212,9 +210,8 @@ def _engine(survey: _Survey, config: Config, jobs: int) -> tuple[Engine, int | N
     if jobs == 1:
         return here, config.max_memory
     limit = config.max_memory or 2 * default_memory()
-    each = PROCESS + survey.fixed
-    fit = max(1, min(jobs, limit // (each + 2 * LEAST)))
-    return processes(fit), max(LEAST, (limit // fit - each) // 2)
+    fit = max(1, min(jobs, limit // (survey.fixed + 2 * LEAST)))
+    return processes(fit), max(LEAST, (limit // fit - survey.fixed) // 2)
 
 
 def _shared(task: Task, memory: int | None) -> Task:

@@ -13,7 +13,7 @@ from typing import Any
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.config import Config
-from relrep_onnx.export import EXACT
+from relrep_onnx.export import EXACT, suffix_of
 from relrep_onnx.job import prepare, quiet
 from relrep_onnx.pipeline import optimize
 from relrep_onnx.points import Figures
@@ -54,7 +54,7 @@ def attempt(task: Task) -> Outcome:
 
 def file_name(config: Config) -> str:
     """What a point's file is called."""
-    return "model.ort" if config.forms[0].endswith("ort") else "model.onnx"
+    return f"model{suffix_of(config.forms[0])}"
 
 
 def _measured(task: Task, output: Path) -> Figures:
