@@ -273,8 +273,9 @@ class Graph:
         return self._constant_names
 
     def fresh(self, base: str) -> str:
-        """A tensor name that is not in use."""
-        used = {*all_defined(self.model.graph), *self.tensors}
+        """A name that neither a tensor nor a node has."""
+        nodes = (node.name for node in with_bodies(self.model.graph.node))
+        used = {*all_defined(self.model.graph), *self.tensors, *nodes}
         name, number = base, 1
         while name in used:
             number += 1
