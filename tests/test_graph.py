@@ -28,6 +28,7 @@ from relrep_onnx.graph import (
     load,
     model_hash,
     plan_stages,
+    raise_opset,
     read_weight,
     set_metadata,
     stage_model,
@@ -343,6 +344,36 @@ def test_weights_inside_model_local_functions_are_listed() -> None:
     assert [layer.name for layer in layers] == ["layer"]
     reason = "inside the model-local function 'Block'; inline the functions first, with onnx.inliner.inline_local_functions"
     assert [(s.node, s.reason) for s in skipped] == [("product", reason)]
+
+
+@pytest.mark.parametrize(("opset", "inside"), [(18, 18), (18, 16), (13, 13)])
+def test_a_newer_operator_set_keeps_what_functions_compute_and_what_a_model_says_about_itself(opset: int, inside: int) -> None:
+    nodes = [helper.make_node("Neg", ["a"], ["n"], name="inner"), helper.make_node("Exp", ["n"], ["b"])]
+    function = helper.make_function("local", "Block", ["a"], ["b"], nodes, [helper.make_opsetid("", inside)])
+    calls = [
+        helper.make_node("Block", ["h"], ["i"], name="first", domain="local"),
+        helper.make_node("Block", ["i"], ["y"], name="inner", domain="local"),
+    ]
+    model = build([matmul(y="h"), *calls], SQUARE, ["y"], {"w": W}, functions=[function], opset=opset)
+    for entries in (model.metadata_props, model.graph.metadata_props):
+        entries.add(key="key", value="value")
+    model.graph.quantization_annotation.add(tensor_name="h")
+    raised = raise_opset(model, 20)
+    assert (Graph(raised).opset, raised.producer_name) == (20, model.producer_name)
+    for field in ("metadata_props", "quantization_annotation"):
+        assert getattr(raised.graph, field) == getattr(model.graph, field)
+    assert raised.metadata_props == model.metadata_props
+    feeds = {"x": random(1, 4, 8)}
+    np.testing.assert_array_equal(run(raised, feeds)["y"], run(model, feeds)["y"])
+
+
+def test_functions_that_cannot_be_raised_are_refused() -> None:
+    nodes = [helper.make_node("NoSuchOperator", ["a"], ["b"])]
+    function = helper.make_function("local", "Block", ["a"], ["b"], nodes, [helper.make_opsetid("", 9)])
+    call = helper.make_node("Block", ["h"], ["y"], domain="local")
+    model = build([matmul(y="h"), call], SQUARE, ["y"], {"w": W}, functions=[function])
+    with pytest.raises(ModelError, match="operator set 17, 20 is needed, and ONNX cannot convert it"):
+        raise_opset(model, 20)
 
 
 def test_an_operator_of_another_domain_is_not_taken_for_the_standard_one() -> None:
