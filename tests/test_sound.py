@@ -38,7 +38,7 @@ def retyped(kind: int, **values: object) -> Edit:
 
 
 def calling(*bodies: list[str]) -> ModelProto:
-    """A chain whose last node calls the first of some functions `f0`, `f1`, ... of the calls that each makes, one after another."""
+    """A chain whose last node calls the first of some functions `f0`, `f1`, ..., given by what each calls in turn."""
     model = chain(1)
     for number, body in enumerate(bodies):
         nodes = [helper.make_node(callee, [f"v{i}"], [f"v{i + 1}"], domain="local") for i, callee in enumerate(body)]

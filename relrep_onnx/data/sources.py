@@ -14,11 +14,11 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from relrep_onnx.data.arrays import read_arrays
+from relrep_onnx.data.images import SUFFIXES as IMAGES
 from relrep_onnx.data.images import Preprocessing
 from relrep_onnx.data.samples import GIVEN, Entry, Input, Samples, entries_of, errors_naming, fixed_batches, join, runs
 from relrep_onnx.types import Array, CalibrationError, ConfigError, TensorInfo
 
-IMAGES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ARRAYS: Final = (".npz", ".npy")
 
 
@@ -153,9 +153,7 @@ class _Reader:
                 return self._pick({"(unnamed)": part})
             case Path() if part.is_dir():
                 return self._pick(_read_test_data(part, [i.name for i in self.inputs]))
-            case Path() if not part.is_file():
-                raise CalibrationError("not a regular file; leave it out")
-            case Path() if part.suffix.lower() in IMAGES:
+            case Path() if _regular(part).suffix.lower() in IMAGES:
                 return self._arrays(self.inputs[0].images.read(part))
             case Path():
                 return self._arrays(read_arrays(part))
@@ -216,12 +214,19 @@ def _find(path: Path) -> Sequence[Path]:
     raise CalibrationError("not calibration data; give .npz or .npy files, images, or a folder of them or of test_data_set_*")
 
 
+def _regular(path: Path) -> Path:
+    """The path of what has an end, unlike pipes and devices."""
+    if not path.is_file():
+        raise CalibrationError("not a regular file; leave it out")
+    return path
+
+
 def _read_test_data(folder: Path, names: Sequence[str]) -> Mapping[str, object]:
     """Where the tensors do not have the names of the inputs, the order of their files counts."""
     tensors: dict[str, object] = {}
     for path in sorted(folder.glob("input_*.pb"), key=lambda path: (len(path.name), path.name)):
         with errors_naming(path.name):
-            tensor = TensorProto.FromString(path.read_bytes())
+            tensor = TensorProto.FromString(_regular(path).read_bytes())
             if tensor.data_location == TensorProto.EXTERNAL:  # it could name any file
                 raise CalibrationError("its data are in another file; store them inside")
             tensors[tensor.name or path.stem] = numpy_helper.to_array(tensor)
