@@ -775,6 +775,19 @@ def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 # Random data
 
 
+@pytest.mark.parametrize("others", [[], [VECTOR]])
+def test_random_data_for_an_input_without_a_rank(others: list[TensorInfo]) -> None:
+    anything = TensorInfo("any", "tensor(float)", ())
+    samples = load("random", anything, *others, num_samples=4, input_shapes={"any": (1, 5)})
+    rows = 1 if others else 2
+    assert [feeds["any"].shape for feeds in samples.batches(2)] == [(rows, 5)] * (4 // rows)
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(CalibrationError, match=r"input 'x' has the shape \[0, 3\], a batch of none"):
+        load(floats(8, 3), TensorInfo("x", "tensor(float)", (0, 3)))
+
+
 def test_random_floats() -> None:
     samples = load("random", IMAGE)
     array = joined(samples)
@@ -834,6 +847,9 @@ def test_random_feeds_without_a_common_batch_run_whole(other: TensorInfo, shape:
         ([VECTOR], {"input_shapes": {"x": (1, 4)}}, CalibrationError, ["float32[batch, 3]", "[4]"]),
         ([VECTOR], {"input_shapes": {"x": (3,)}}, CalibrationError, ["float32[batch, 3]", "[3]"]),
         ([IDS], {"input_shapes": {"ids": (1, 0)}}, CalibrationError, ["[1, 0]"]),
+        ([SCALAR], {"input_shapes": {SCALAR.name: (1, 0)}}, CalibrationError, ["[1, 0]"]),
+        ([TensorInfo("x", "tensor(float)", ("n", 2**60, 16))], {}, CalibrationError, ["'x'", "do not fit into memory"]),
+        ([VECTOR], {"random_range": (-1e308, 1e308)}, ConfigError, ["random_range is (-1e+308, 1e+308)"]),
     ],
 )  # fmt: skip
 def test_random_that_cannot_be_made(

@@ -68,6 +68,10 @@ class Input:
         """The input, if data can serve it."""
         if info.dtype is None or info.dtype.kind not in "fiub":
             raise CalibrationError(f"input {info.name!r} has type {info.type}; only float, integer and bool tensors can be fed")
+        if info.shape[:1] == (0,):
+            raise CalibrationError(
+                f"input {info.name!r} has the shape {list(info.shape)}, a batch of none; export it with another"
+            )
         return cls(info.name, info.dtype, info.shape, ImageFormat.of(info.shape, how))
 
     def __str__(self) -> str:

@@ -17,6 +17,7 @@ from relrep_onnx.data.arrays import read_arrays
 from relrep_onnx.data.images import SUFFIXES as IMAGES
 from relrep_onnx.data.images import Preprocessing
 from relrep_onnx.data.samples import GIVEN, Entry, Input, Samples, entries_of, errors_naming, fixed_batches, join, runs
+from relrep_onnx.memory import has_room
 from relrep_onnx.types import Array, CalibrationError, ConfigError, TensorInfo
 
 ARRAYS: Final = (".npz", ".npy")
@@ -38,7 +39,8 @@ class DataOptions:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        if self.random_range is not None and not -math.inf < self.random_range[0] <= self.random_range[1] < math.inf:
+        low, high = self.random_range or (0, 0)
+        if not (low <= high and math.isfinite(high - low)):
             raise ConfigError(f"random_range is {self.random_range}; give a low and a high end, such as 0, 999")
 
 
@@ -173,16 +175,23 @@ def _random(inputs: Sequence[Input], options: DataOptions) -> dict[str, object]:
     """Made-up arrays: samples along axis 0 where all inputs share it, otherwise whole feeds."""
     if unknown := sorted(options.input_shapes.keys() - {i.name for i in inputs}):
         raise ConfigError(f"--input-shape names {unknown[0]!r}, but {', '.join(map(str, inputs))}; name one of them")
-    whole = len(first := {i.shape[:1] for i in inputs}) > 1 or () in first
+    # An input without a rank may get any.
+    ranked = {i.name: i.shape or (None,) * len(options.input_shapes.get(i.name, ())) for i in inputs}
+    whole = len(first := {dims[:1] for dims in ranked.values()}) > 1 or () in first
     count = options.num_samples or max(64, 4 * max(fixed_batches(inputs), default=0))  # a hold-out takes four batches
     integers, rng = any(i.dtype.kind in "iu" for i in inputs), np.random.default_rng(options.seed)
     arrays: dict[str, object] = {}
     for i in inputs:
-        own = tuple(dim if isinstance(dim, int) else int(axis == 0) for axis, dim in enumerate(i.shape))  # an open batch is 1
+        own = tuple(
+            dim if isinstance(dim, int) else int(axis == 0) for axis, dim in enumerate(ranked[i.name])
+        )  # an open batch is 1
         shape = options.input_shapes.get(i.name, own)
         if len(shape) != len(own) or any(dim < 1 for dim in shape):
             known = ",".join(str(dim or "?") for dim in own)
             raise CalibrationError(f"random data: {i}, not {list(shape)}; fill in --input-shape {i.name}:{known}")
+        if not has_room((count, *shape)):
+            what = f"{count} of {list(shape)} do not fit into memory; give a smaller --input-shape, or fewer samples"
+            raise CalibrationError(f"random data: {i}; {what}")
         limits = None if integers and i.dtype.kind == "f" else options.random_range
         arrays[i.name] = _draw(i, (count, *shape[not whole :]), limits, rng)
     return arrays
