@@ -255,7 +255,7 @@ def test_a_weight_that_a_branch_reads_otherwise_too_stays() -> None:
         ({"pads": [1, 1, 1]}, "do not fit a kernel of 2 axes"),
         ({"dilations": [2, 2, 2]}, "do not fit a kernel of 2 axes"),
         ({"pads": [1 << 62] * 4}, "whose branches cannot be taken apart"),
-        ({"group": 4}, "depthwise convolution"),
+        ({"group": 4}, "4 groups do not divide a weight of shape"),
     ],
 )
 def test_layers_that_cannot_come_out_stay_with_the_reason(attributes: dict[str, Any], why: str) -> None:

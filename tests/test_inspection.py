@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
 from relrep_onnx.graph import activation_shapes
 from relrep_onnx.inspection import inspect
-from relrep_onnx.types import ConfigError, Selection
+from relrep_onnx.types import Array, ConfigError, Selection
+from tests.models import build, random
 from tests.test_pipeline import small_net
 
 
@@ -87,3 +92,52 @@ def test_macs_are_per_layer_and_unknown_without_shapes() -> None:
     assert unknown["first"] is None
     fixed = inspect(open_net(), Selection(min_size=64), {"x": (1, 8, 6, 6)})
     assert {facts.layer.name: facts.macs for facts in fixed.layers} == known
+
+
+def one(node: NodeProto, tensors: Mapping[str, Array], *behind: NodeProto, **attributes: object) -> ModelProto:
+    """A model that ONNX Runtime refuses: a node, whose attributes may be of any type, and others behind it."""
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    return build([node, *behind], {"x": ("n", 8, 6, 6)}, [], tensors, ir_version=8)
+
+
+def conv(op: str = "Conv") -> NodeProto:
+    return helper.make_node(op, ["x", "w"], ["y"], name="layer")
+
+
+KERNEL: Final = {"w": random(0, 8, 8, 3, 3)}
+NAN: Final = float("nan")
+REFUSED: Final[Mapping[str, Callable[[], ModelProto]]] = {
+    "text that is no UTF-8": lambda: one(conv(), KERNEL, auto_pad=b"\xff"),
+    "NaN groups": lambda: one(conv(), KERNEL, group=NAN),
+    "infinite groups": lambda: one(conv(), KERNEL, group=float("inf")),
+    "no groups": lambda: one(conv("ConvTranspose"), KERNEL, group=0),
+    "3 groups of 8": lambda: one(conv("ConvTranspose"), KERNEL, group=3),
+    "NaN strides": lambda: one(conv(), KERNEL, strides=[NAN, NAN]),
+    "strides of text": lambda: one(conv(), KERNEL, strides=["a", "b"]),
+    "NaN shape": lambda: one(
+        helper.make_node("Reshape", ["v", "s"], ["w"]), {"v": random(0, 8, 8), "s": np.array([NAN, 8.0])}, conv()
+    ),
+    "NaN type": lambda: one(conv(), KERNEL, helper.make_node("Cast", ["y"], ["z"], to=NAN)),
+    "odd normalization": lambda: one(
+        conv(),
+        {"w": random(0, 8, 8, 1, 1), "s": np.ones((2, 4), np.float32), "b": np.ones(8), "m": np.ones(8), "v": np.ones(5)},
+        helper.make_node("BatchNormalization", ["y", "s", "b", "m", "v"], ["z"]),
+        helper.make_node("Add", ["z", "x"], ["sum"]),
+    ),
+    "unknown type in a branch": lambda: one(
+        helper.make_node("If", ["yes"], ["y"], then_branch=unknown_type("t"), else_branch=unknown_type("e")),
+        {**KERNEL, "yes": np.array(True)},
+    ),
+}
+
+
+def unknown_type(output: str) -> GraphProto:
+    nodes = [helper.make_node("Cast", ["w"], [f"{output}.w"], to=99), helper.make_node("Conv", ["x", f"{output}.w"], [output])]
+    return helper.make_graph(nodes, output, [], [helper.make_tensor_value_info(output, TensorProto.FLOAT, None)])
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_model_that_onnx_runtime_refuses_is_looked_at_nevertheless(case: str) -> None:
+    model = REFUSED[case]()
+    facts = inspect(model, Selection(min_size=1))
+    assert len(facts.layers) + len(facts.skipped) > 0

@@ -8,7 +8,7 @@ from onnx import NodeProto
 
 from relrep_onnx.gradient.elementwise import Gradients
 from relrep_onnx.gradient.tape import Tape
-from relrep_onnx.graph.index import attribute, number
+from relrep_onnx.graph.index import attribute, integer, number
 
 
 def relu(t: Tape, node: NodeProto, g: str) -> Gradients:
@@ -78,7 +78,7 @@ def gelu(t: Tape, node: NodeProto, g: str) -> Gradients:
 
 
 def _axis(node: NodeProto) -> list[int]:
-    return [int(number(node, "axis", -1))]
+    return [integer(node, "axis", -1)]
 
 
 def softmax(t: Tape, node: NodeProto, g: str) -> Gradients:

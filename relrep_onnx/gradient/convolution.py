@@ -15,13 +15,13 @@ from onnx import NodeProto
 from relrep_onnx.gradient.elementwise import Gradients
 from relrep_onnx.gradient.tape import Tape
 from relrep_onnx.gradient.windows import Windows
-from relrep_onnx.graph.index import number
+from relrep_onnx.graph.index import integer
 
 
 def conv(t: Tape, node: NodeProto, g: str) -> Gradients:
     """Y = w * x + b."""
     x, w = node.input[:2]
-    group = int(number(node, "group", 1))
+    group = integer(node, "group", 1)
     windows = Windows.of(node, t.shape(x), t.shape(node.output[0]), t.shape(w)[2:])
     back = windows.back(t, g, w, t.shape(w), group, x)
     return [back, _products(t, windows, x, g, t.shape(x)[0], t.shape(w), group, x), *_bias(t, node, g)]
@@ -30,7 +30,7 @@ def conv(t: Tape, node: NodeProto, g: str) -> Gradients:
 def conv_transpose(t: Tape, node: NodeProto, g: str) -> Gradients:
     """Y = w transposed * x + b: backwards it is a convolution of g."""
     x, w = node.input[:2]
-    group = int(number(node, "group", 1))
+    group = integer(node, "group", 1)
     windows = Windows.behind_transposed(node, t.shape(x), t.shape(node.output[0]), t.shape(w)[2:])
     padded = t.pad(g, [0, 0, *windows.begins], [0, 0, *windows.ends], x)
     forth = t.op("Conv", padded, w, strides=list(windows.strides), dilations=list(windows.dilations), group=group)

@@ -10,7 +10,7 @@ from onnx import NodeProto
 
 from relrep_onnx.gradient.elementwise import Gradients
 from relrep_onnx.gradient.tape import Tape
-from relrep_onnx.graph.index import ints, number
+from relrep_onnx.graph.index import integer, ints
 
 
 def relabel(t: Tape, node: NodeProto, g: str) -> Gradients:
@@ -42,7 +42,7 @@ def expand(t: Tape, node: NodeProto, g: str) -> Gradients:
 
 def concat(t: Tape, node: NodeProto, g: str) -> Gradients:
     """Each input gets its part."""
-    axis = int(number(node, "axis", 0))
+    axis = integer(node, "axis", 0)
     edges = [0, *accumulate(t.shape(name)[axis] for name in node.input)]
     return [t.slice(g, [start], [end], [axis], [1]) for start, end in pairwise(edges)]
 
@@ -53,7 +53,7 @@ def split(t: Tape, node: NodeProto, g: str) -> Gradients:
     for name in node.output:
         gradient = t.gradient(name)
         parts.append(gradient or t.expand(t.like(0, node.input[0]), t.shape(name)))
-    return [t.op("Concat", *parts, axis=int(number(node, "axis", 0)))]
+    return [t.op("Concat", *parts, axis=integer(node, "axis", 0))]
 
 
 def cut(t: Tape, node: NodeProto, g: str) -> Gradients:
@@ -100,7 +100,7 @@ def gather(t: Tape, node: NodeProto, g: str) -> Gradients:
     """Rows by index: each row gets the sum of its copies."""
     x, index = node.input
     shape = t.shape(x)
-    axis = int(number(node, "axis", 0)) % len(shape)
+    axis = integer(node, "axis", 0) % len(shape)
     before, length, after = math.prod(shape[:axis]), shape[axis], math.prod(shape[axis + 1 :])
     count = math.prod(t.shape(index))
     updates = t.transpose(t.reshape(g, (before, count, after)), (1, 0, 2))

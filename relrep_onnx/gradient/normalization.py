@@ -8,7 +8,7 @@ from onnx import NodeProto
 
 from relrep_onnx.gradient.elementwise import Gradients
 from relrep_onnx.gradient.tape import Tape
-from relrep_onnx.graph.index import number
+from relrep_onnx.graph.index import integer, number
 
 
 def batch_normalization(t: Tape, node: NodeProto, g: str) -> Gradients:
@@ -27,7 +27,7 @@ def layer_normalization(t: Tape, node: NodeProto, g: str) -> Gradients:
     """S u + b, u = (x - mean) / d over the last axes: (h - mean h - u mean(h u)) / d with h = g s; sum g u; sum g."""
     x, scale = node.input[:2]
     rank = t.rank(x)
-    axes = list(range(int(number(node, "axis", -1)) % rank, rank))
+    axes = list(range(integer(node, "axis", -1) % rank, rank))
     shape = t.shape(x)
     count = t.like(1 / math.prod(shape[i] for i in axes), x)
 

@@ -11,7 +11,7 @@ from onnx import NodeProto, TensorProto
 from relrep_onnx.gradient import activations, convolution, elementwise, linear, movement, normalization, reduction
 from relrep_onnx.gradient.elementwise import Gradients
 from relrep_onnx.gradient.tape import Tape
-from relrep_onnx.graph.index import attribute, number
+from relrep_onnx.graph.index import attribute, integer, number
 
 
 def _no_reason(node: NodeProto) -> str | None:
@@ -44,7 +44,7 @@ def _not_constant(node: NodeProto) -> str | None:
 def _no_float(node: NodeProto) -> str | None:
     return (
         None
-        if int(number(node, "to", 1)) in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
+        if integer(node, "to", 1) in (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE)
         else "it makes numbers that are no floats"
     )
 

@@ -51,7 +51,7 @@ def _branch_end(graph: Graph, layer: Layer) -> tuple[str, FloatArray] | None:
             return None
         if node.op_type == "BatchNormalization" and slot == 0:
             gamma, variance = (graph.value(node.input[i]) for i in (1, 4))
-            if gamma is None or variance is None:
+            if gamma is None or variance is None or not gamma.shape == variance.shape == (layer.rows,):
                 return None
             spread = variance.astype(np.float64) + number(node, "epsilon", 1e-5)
             if not (spread > 0).all():

@@ -129,7 +129,7 @@ def _layer(scope: Graph, node: NodeProto) -> tuple[int, Array, NodeProto | None]
     try:
         form = operator.form(node, shape, slot)
         empty = _no_rows(form, seen_type(weight, tensor.data_type))
-    except (NotPrunable, ValueError):  # a ValueError where attributes do not fit each other
+    except (NotPrunable, ValueError, KeyError):  # attributes that do not fit each other, a type that does not exist
         return None
     add = following_add(scope, node.output[0], form) if operator.bias_slot is None else None
     bias = scope.value(add[0].input[add[1]]) if add is not None else None

@@ -38,9 +38,15 @@ def attribute(node: NodeProto, name: str, default: object = None) -> object:
 
 
 def ints(node: NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    """An attribute that is a list of integers."""
+    """An attribute that is a list of integers; one of another type, which no runtime takes, does not count."""
     value = attribute(node, name)
-    return tuple(int(v) for v in value) if isinstance(value, list | tuple) and value else default
+    return tuple(value) if isinstance(value, list) and value and all(isinstance(v, int) for v in value) else default
+
+
+def integer(node: NodeProto, name: str, default: int) -> int:
+    """An attribute that is one integer; one of another type does not count."""
+    value = attribute(node, name, default)
+    return value if isinstance(value, int) else default
 
 
 def number(node: NodeProto, name: str, default: float) -> float:
@@ -239,7 +245,7 @@ class Graph:
             copies = not attribute(node, "allowzero", 0)  # a 0 then means: as long as this axis was
             return array.reshape([array.shape[i] if size == 0 and copies else size for i, size in enumerate(target)])
         if node.op_type == "Cast" and cast:
-            return array.astype(helper.tensor_dtype_to_np_dtype(int(number(node, "to", TensorProto.FLOAT))))
+            return array.astype(helper.tensor_dtype_to_np_dtype(integer(node, "to", TensorProto.FLOAT)))
         return array
 
     def _reshape_target(self, node: NodeProto) -> tuple[int, ...] | None:
@@ -248,7 +254,8 @@ class Graph:
         constant = self.constant(node.input[1])
         if constant is None or constant.steps:
             return None
-        return tuple(int(size) for size in self.stored(constant.root).reshape(-1))
+        shape = self.stored(constant.root)
+        return tuple(shape.reshape(-1).tolist()) if shape.dtype.kind in "iu" else None
 
     def readers(self, root: str) -> list[tuple[NodeProto | None, int]]:
         """Nodes that read a stored tensor, looking through pass-through nodes; None stands for the graph's own outputs."""

@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from relrep_onnx.graph.branches import with_shortcut
 from relrep_onnx.graph.filters import are_tones, has_long_kernels
-from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, subgraphs, with_bodies
+from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, integer, is_standard, subgraphs, with_bodies
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
 from relrep_onnx.graph.stages import levels
 from relrep_onnx.types import EXTREME, ConfigError, FloatArray, Layer, Selection, Skipped, Use
@@ -151,7 +151,7 @@ def _weight_of(graph: Graph, node: NodeProto) -> _Found | None:
     if tensor.data_type not in FLOATS:
         raise NotPrunable(f"weights of type {TensorProto.DataType.Name(tensor.data_type).lower()}")
     for step in constant.steps:
-        if step.op_type == "Cast" and int(number(step, "to", 0)) not in FLOATS:
+        if step.op_type == "Cast" and integer(step, "to", 0) not in FLOATS:
             raise NotPrunable("its weight is cast to integers")
     bias = operator.bias_slot
     if bias is not None and bias < len(node.input) and node.input[bias] and graph.value(node.input[bias]) is None:

@@ -20,7 +20,7 @@ from typing import Final
 import numpy as np
 from onnx import NodeProto
 
-from relrep_onnx.graph.index import attribute, ints, number
+from relrep_onnx.graph.index import attribute, integer, ints, number
 from relrep_onnx.types import Array, Contraction, Window
 
 
@@ -72,17 +72,24 @@ def _window(node: NodeProto, kernel: tuple[int, ...], *, transposed: bool) -> Wi
         strides=strides,
         dilations=dilations,
         pads=pads,
-        auto_pad=auto_pad.decode() if isinstance(auto_pad, bytes) else str(auto_pad),
+        auto_pad=auto_pad.decode(errors="replace") if isinstance(auto_pad, bytes) else str(auto_pad),
         transposed=transposed,
         output_padding=ints(node, "output_padding", (0,) * axes) if transposed else (),
         output_shape=ints(node, "output_shape", ())[-axes:] if transposed else (),
     )
 
 
+def _groups(node: NodeProto, shape: tuple[int, ...]) -> int:
+    groups = integer(node, "group", 1)
+    if groups < 1 or shape[0] % groups:
+        raise NotPrunable(f"{groups} groups do not divide a weight of shape {list(shape)}")
+    return groups
+
+
 def _conv(node: NodeProto, shape: tuple[int, ...], slot: int) -> Form:
     if len(shape) < 3:
         raise NotPrunable(f"a weight of rank {len(shape)} is no convolution kernel")
-    groups, rows, cols = int(number(node, "group", 1)), shape[0], math.prod(shape[1:])
+    groups, rows, cols = _groups(node, shape), shape[0], math.prod(shape[1:])
     if groups > 1 and shape[1] == 1:
         raise NotPrunable("depthwise convolution: few weights, large damage")
 
@@ -95,7 +102,7 @@ def _conv(node: NodeProto, shape: tuple[int, ...], slot: int) -> Form:
 def _conv_transpose(node: NodeProto, shape: tuple[int, ...], slot: int) -> Form:
     if len(shape) < 3:
         raise NotPrunable(f"a weight of rank {len(shape)} is no convolution kernel")
-    groups, kernel = int(number(node, "group", 1)), shape[2:]
+    groups, kernel = _groups(node, shape), shape[2:]
     inputs, outputs = shape[0] // groups, shape[1]
     if groups > 1 and (inputs == 1 or outputs == 1):
         raise NotPrunable("depthwise convolution: few weights, large damage")

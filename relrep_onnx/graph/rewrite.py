@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, helper, numpy_helper
 
-from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, refill, tensor_like
+from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, integer, is_standard, refill, tensor_like
 from relrep_onnx.graph.layers import locate, node_of, read_weight
 from relrep_onnx.graph.operators import OPERATORS, Form
 from relrep_onnx.types import Array, FloatArray, Layer, ModelError, RepairedLayer
@@ -102,7 +102,7 @@ def _shift_bias(graph: Graph, layer: Layer, output: str, form: Form, shift: Floa
 def seen_type(constant: Constant, stored: int) -> int:
     """The dtype an operator computes in: the stored one, or what the last Cast in front of it makes."""
     casts = [step for step in constant.steps if step.op_type == "Cast"]
-    return int(number(casts[-1], "to", stored)) if casts else stored
+    return integer(casts[-1], "to", stored) if casts else stored
 
 
 def _check_casts(graph: Graph, constant: Constant, written: TensorProto, layer: Layer) -> None:
