@@ -18,7 +18,7 @@ from onnx.reference.op_run import OpRun
 from relrep_onnx.gradient import RULES, Reach, gradient_model
 from relrep_onnx.graph import Graph
 from relrep_onnx.runtime import RuntimeOptions, Session
-from relrep_onnx.types import Array, Feeds, FloatArray
+from relrep_onnx.types import Array, Feeds, FloatArray, ModelError
 from tests.models import random
 
 STEP = 1e-5
@@ -541,3 +541,30 @@ def test_automatic_padding_is_the_padding_it_stands_for(mode: str, kernel: int, 
         found.append(onnxruntime_run(built, moving, [value.name for value in built.graph.output]))
     for ours, expected in zip(found[0].values(), found[1].values(), strict=True):
         np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_second_output_that_a_loss_depends_on_is_refused() -> None:
+    """The rule of LayerNormalization knows its first output only; a gradient that arrives at the mean must not get lost."""
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["y", "mean"]),
+        helper.make_node("Mul", ["mean", "mean"], ["square"]),
+        helper.make_node("Add", ["y", "square"], ["sum"]),
+        helper.make_node("ReduceSum", ["sum"], ["loss"], keepdims=0),
+    ]
+    model = graph_of(nodes, {"x": random(0, 3, 5)}, [numpy_helper.from_array(np.ones(5, np.float32), "scale")], ["loss"])
+    with pytest.raises(ModelError, match="the gradient of LayerNormalization's output 'mean' has no rule"):
+        gradient_model(model, "loss", ["x"], Reach(Graph(model)).trace({"x": random(0, 3, 5)}, onnxruntime_run))
+
+
+def test_an_integer_output_has_no_gradient_to_lose() -> None:
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["y", "places"], kernel_shape=[2, 2]),
+        helper.make_node("Cast", ["places"], ["far"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["y", "far"], ["sum"]),
+        helper.make_node("ReduceSum", ["sum"], ["loss"], keepdims=0),
+    ]
+    feeds = {"x": np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)}
+    model = graph_of(nodes, feeds, [], ["loss"])
+    built = gradient_model(model, "loss", ["x"], Reach(Graph(model)).trace(feeds, onnxruntime_run))
+    (gradient,) = onnxruntime_run(built, feeds, [built.graph.output[1].name]).values()
+    np.testing.assert_array_equal(gradient[0, 0], np.pad(np.ones((3, 3)), ((1, 0), (1, 0))))

@@ -60,8 +60,12 @@ def gradient_model(model: ModelProto, loss: str, wrt: Sequence[str], trace: Trac
 def _pass_back(t: Tape, node: NodeProto, active: set[str]) -> None:
     rule = RULES[node.op_type]
     first = t.gradient(node.output[0])
-    if first is None and node.op_type != "Split":
-        raise ModelError(f"the gradient of {node.op_type}'s output {node.output[1]!r} has no rule")
+    if node.op_type != "Split":
+        for other in node.output[1:]:
+            if other and t.gradient(other) is not None and t.dtype(other).kind == "f":
+                raise ModelError(f"the gradient of {node.op_type}'s output {other!r} has no rule")
+        if first is None:
+            return
     for name, gradient in zip(node.input, rule.gradient(t, node, first or ""), strict=False):
         if gradient is not None and name in active:
             t.receive(name, gradient)

@@ -38,7 +38,7 @@ def _training(node: NodeProto) -> str | None:
 
 def _not_constant(node: NodeProto) -> str | None:
     mode = attribute(node, "mode", b"constant")
-    return None if mode == b"constant" else f"its mode is {mode.decode() if isinstance(mode, bytes) else mode}"
+    return None if mode == b"constant" else f"its mode is {mode.decode(errors='replace') if isinstance(mode, bytes) else mode}"
 
 
 def _no_float(node: NodeProto) -> str | None:
