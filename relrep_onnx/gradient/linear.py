@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 from onnx import NodeProto
 
 from relrep_onnx.gradient.elementwise import Gradients
@@ -24,16 +25,13 @@ def matmul(t: Tape, node: NodeProto, g: str) -> Gradients:
         return [t.op("MatMul", g, _swap(t, b, 2)), _flat(t, a, g, left, right)]
     rows = left if len(left) > 1 else (1, *left)
     cols = right if len(right) > 1 else (*right, 1)
-    batch = _broadcast(rows[:-2], cols[:-2])
+    batch = np.broadcast_shapes(rows[:-2], cols[:-2])
     shape = (*batch, rows[-2], cols[-1])
     g = g if t.shape(node.output[0]) == shape else t.reshape(g, shape)
     a_seen, b_seen = (x if t.shape(x) == s else t.reshape(x, s) for x, s in ((a, rows), (b, cols)))
     for_a = t.op("MatMul", g, _swap(t, b_seen, len(cols)))
     for_b = t.op("MatMul", _swap(t, a_seen, len(rows)), g)
-    return [
-        _unbroadcast(t, for_a, (*batch, *rows[-2:]), rows, left),
-        _unbroadcast(t, for_b, (*batch, *cols[-2:]), cols, right),
-    ]
+    return [t.sum_to(for_a, (*batch, *rows[-2:]), a, rows), t.sum_to(for_b, (*batch, *cols[-2:]), b, cols)]
 
 
 def _flat(t: Tape, a: str, g: str, left: tuple[int, ...], right: tuple[int, ...]) -> str:
@@ -41,18 +39,6 @@ def _flat(t: Tape, a: str, g: str, left: tuple[int, ...], right: tuple[int, ...]
     count = math.prod(left[:-1])
     rows, grads = t.reshape(a, (count, left[-1])), t.reshape(g, (count, right[-1]))
     return t.op("MatMul", _swap(t, rows, 2), grads)
-
-
-def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
-    length = max(len(a), len(b))
-    pairs = zip((1,) * (length - len(a)) + a, (1,) * (length - len(b)) + b, strict=True)
-    return tuple(y if x == 1 else x for x, y in pairs)
-
-
-def _unbroadcast(t: Tape, value: str, shape: tuple[int, ...], seen: tuple[int, ...], stored: tuple[int, ...]) -> str:
-    ahead = len(shape) - len(seen)
-    axes = [i for i in range(len(shape)) if i < ahead or (seen[i - ahead] == 1 and shape[i] != 1)]
-    return value if shape == stored else t.reshape(t.sum(value, axes), stored)
 
 
 def gemm(t: Tape, node: NodeProto, g: str) -> Gradients:

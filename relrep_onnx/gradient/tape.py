@@ -150,13 +150,14 @@ class Tape:
         pads = [max(0, n) for n in (*begins, *ends)]
         return self.op("Pad", a, self.const(pads, np.int64), self.like(0, like)) if any(pads) else a
 
-    def sum_to(self, a: str, shape: Sequence[int], target: str) -> str:
-        """The gradient of broadcasting: a value of one shape summed to the shape of a forward tensor."""
+    def sum_to(self, a: str, shape: Sequence[int], target: str, seen: Sequence[int] | None = None) -> str:
+        """The gradient of broadcasting: a value summed to the shape of a forward tensor, which was broadcast as `seen`."""
         goal = self.shape(target)
         if tuple(shape) == goal:
             return a
-        ahead = len(shape) - len(goal)
-        axes = [i for i in range(len(shape)) if i < ahead or (goal[i - ahead] == 1 and shape[i] != 1)]
+        seen = goal if seen is None else seen
+        ahead = len(shape) - len(seen)
+        axes = [i for i in range(len(shape)) if i < ahead or (seen[i - ahead] == 1 and shape[i] != 1)]
         return self.reshape(self.sum(a, axes), goal)
 
     # How gradients meet.

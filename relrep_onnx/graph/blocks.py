@@ -40,11 +40,8 @@ def block_ends(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> list[str]
 
 def _activated(graph: Graph, name: str) -> str:
     """The output of the activation that alone reads a tensor, or the tensor."""
-    readers = graph.consumers.get(name, [])
-    if len(readers) != 1 or name in graph.outputs:
-        return name
-    node, slot = readers[0]
-    return node.output[0] if slot == 0 and is_standard(node) and node.op_type in ACTIVATIONS else name
+    node, slot = graph.only_reader(name) or (None, 0)
+    return node.output[0] if node is not None and slot == 0 and node.op_type in ACTIVATIONS else name
 
 
 def _reduces(node: NodeProto, shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -14,7 +14,7 @@ from typing import Final
 
 import numpy as np
 
-from relrep_onnx.graph.index import Graph, is_standard, number
+from relrep_onnx.graph.index import Graph, number
 from relrep_onnx.types import FloatArray, Layer, Window
 
 DEAD: Final = 1e-3
@@ -43,12 +43,10 @@ def _branch_end(graph: Graph, layer: Layer) -> tuple[str, FloatArray] | None:
     """The other operand of the sum that the layer's output goes into, and the scale on the way."""
     name, scale = layer.uses[0].output, np.ones(1)
     while True:
-        readers = graph.consumers.get(name, [])
-        if len(readers) != 1 or name in graph.outputs:
+        reader = graph.only_reader(name)
+        if reader is None:
             return None
-        node, slot = readers[0]
-        if not is_standard(node) or slot < 0:
-            return None
+        node, slot = reader
         if node.op_type == "BatchNormalization" and slot == 0:
             gamma, variance = (graph.value(node.input[i]) for i in (1, 4))
             if gamma is None or variance is None or not gamma.shape == variance.shape == (layer.rows,):

@@ -257,6 +257,14 @@ class Graph:
         shape = self.stored(constant.root)
         return tuple(shape.reshape(-1).tolist()) if shape.dtype.kind in "iu" else None
 
+    def only_reader(self, name: str) -> tuple[NodeProto, int] | None:
+        """The standard operator that alone reads a tensor, and its slot; None where anything else sees it, such as a body."""
+        readers = self.consumers.get(name, [])
+        if len(readers) != 1 or name in self.outputs:
+            return None
+        node, slot = readers[0]
+        return (node, slot) if is_standard(node) and slot >= 0 else None
+
     def readers(self, root: str) -> list[tuple[NodeProto | None, int]]:
         """Nodes that read a stored tensor, looking through pass-through nodes; None stands for the graph's own outputs."""
         found: list[tuple[NodeProto | None, int]] = []

@@ -212,8 +212,8 @@ def _layer(graph: Graph, root: str, users: Sequence[_Found], taken: set[str]) ->
 
 
 def _feeds_batch_norm(graph: Graph, output: str) -> bool:
-    readers = [(node.op_type, slot) for node, slot in graph.consumers.get(output, [])]
-    return readers == [("BatchNormalization", 0)] and output not in graph.outputs
+    node, slot = graph.only_reader(output) or (None, 0)
+    return node is not None and (node.op_type, slot) == ("BatchNormalization", 0)
 
 
 def _independent(graph: Graph, layers: list[Layer]) -> tuple[list[Layer], list[Skipped]]:

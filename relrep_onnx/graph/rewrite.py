@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, helper, numpy_helper
 
-from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, integer, is_standard, refill, tensor_like
+from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, integer, refill, tensor_like
 from relrep_onnx.graph.layers import locate, node_of, read_weight
 from relrep_onnx.graph.operators import OPERATORS, Form
 from relrep_onnx.types import Array, FloatArray, Layer, ModelError, RepairedLayer
@@ -120,11 +120,8 @@ def _check_casts(graph: Graph, constant: Constant, written: TensorProto, layer: 
 
 def following_add(graph: Graph, output: str, form: Form) -> tuple[NodeProto, int] | None:
     """The Add that is a product's bias: its only reader, the other operand a constant that varies along the rows' axis."""
-    readers = graph.consumers.get(output, [])
-    if len(readers) != 1 or output in graph.outputs:
-        return None
-    node, slot = readers[0]
-    if node.op_type != "Add" or not is_standard(node) or slot < 0:
+    node, slot = graph.only_reader(output) or (None, 0)
+    if node is None or node.op_type != "Add":
         return None
     value = graph.value(node.input[1 - slot])
     if value is None or value.ndim == 0:

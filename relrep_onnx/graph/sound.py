@@ -13,7 +13,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, defs, numpy_helper
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, defs, helper, numpy_helper
 
 from relrep_onnx.graph.external import stored_tensors
 from relrep_onnx.graph.index import STANDARD_DOMAINS, display_name, is_standard, reads, refill, subgraphs, with_bodies
@@ -36,9 +36,6 @@ _BITS = {
     "FLOAT6E3M2": 6,
 }
 """Of one element in `raw_data`."""
-_FIELDS = {"FLOAT": "float_data", "COMPLEX64": "float_data", "DOUBLE": "double_data", "COMPLEX128": "double_data",
-           "INT64": "int64_data", "UINT32": "uint64_data", "UINT64": "uint64_data", "STRING": "string_data"}  # fmt: skip
-"""Where elements lie that are not in `raw_data`; all others in `int32_data`."""
 _DEEPEST: Final = 100
 """Calls of model-local functions inside one another, as in ONNX itself, which older versions followed until the stack ended."""
 _LARGEST: Final = 1_000_000
@@ -102,7 +99,7 @@ def _check_tensor(tensor: TensorProto) -> None:
         held = place_of(tensor).length if is_outside(tensor) else len(tensor.raw_data)
         needed, unit = -(-count * _BITS.get(kind, 0) // 8), "bytes"
     else:
-        field = getattr(tensor, _FIELDS.get(kind, "int32_data"))
+        field = getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type))
         packed = -(-count * _BITS[kind] // 8) if _BITS.get(kind, 8) < 8 else count
         held, needed, unit = len(field), packed * (2 if kind.startswith("COMPLEX") else 1), "values"
     if held != needed:
