@@ -58,7 +58,7 @@ def estimate(
     config = config or Config()
     check_forms(config.forms, order_of(config, None))
     if output is not None:
-        places_of(model, output, config, in_place=in_place)
+        places_of(model, output, config, {"--calib": calib, "--holdout": holdout}, in_place=in_place)
     if config.eval:
         load_metric(config.eval)
     job = prepare(model, calib, config, holdout, quiet)

@@ -17,7 +17,7 @@ from relrep_onnx.config import DEFAULT_EPOCHS, Config
 from relrep_onnx.data import split_holdout
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.export import Exported, deliver
-from relrep_onnx.exporting import meet_gates, order_of, places_of
+from relrep_onnx.exporting import check_places, meet_gates, order_of, places_of
 from relrep_onnx.job import open_session, prepare, quiet
 from relrep_onnx.results import Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
@@ -86,7 +86,7 @@ def optimize(
     """
     started = time.perf_counter()
     config = config or Config()
-    places = places_of(model, output, config, in_place=in_place)
+    places = places_of(model, output, config, {"--calib": calib, "--holdout": holdout}, in_place=in_place)
     exporting = tuple(config.forms) != ("onnx",)
     target = None if output is None or exporting else Path(output)
     gates = config.as_gates()
@@ -184,7 +184,9 @@ def refine(
     config = config or Config()
     config = replace(config, refine=config.refine or DEFAULT_EPOCHS, min_size=1)  # small layers move too
     target = None if output is None else Path(output)
-    graphs.check_target(target, sparse, in_place=in_place)
+    if target is not None:
+        data = {"--calib": calib, "--holdout": holdout}
+        check_places([target], {"DENSE": dense, "SPARSE": sparse}, data, in_place=in_place)
     gates = config.as_gates()
     metric = load_metric(config.eval) if config.eval else None
     job = prepare(dense, calib, config, holdout, progress, resume)
@@ -240,7 +242,7 @@ def export_model(
         RelRepError: one of its other kinds, with a message for the user.
     """
     config = config or Config()
-    places = places_of(model, output, config)
+    places = places_of(model, output, config, {"--calib": calib, "--holdout": holdout})
     loaded = graphs.load(model)
     session = open_session(loaded, config.as_runtime())
     calibration, _, verification = split_holdout(samples_for(session, "random" if calib is None else calib, config))

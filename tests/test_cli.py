@@ -28,6 +28,10 @@ CALIB = str(SAMPLES / "fashion_calib.npz")
 NORMALIZE = ["--mean", "0.286", "--std", "0.353"]
 
 
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
 def run(*arguments: str | Path) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
@@ -81,6 +85,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in (("table", (9, 8)), ("w", (8, 16)))],
     )
     onnx.save(helper.make_model(tokens, opset_imports=[helper.make_opsetid("", 17)]), folder / "tokens.onnx")
+    onnx.save(small_net(), folder / "ext.onnx", save_as_external_data=True, location="ext.data", size_threshold=16)
+    for name in ("old.onnx", "copy.onnx"):  # what a run wrote, and a copy without its data, which the next run would remove
+        location = "old.onnx.0123456789ab.data"
+        onnx.save(small_net(), folder / name, save_as_external_data=True, location=location, size_threshold=16)
+        (folder / location).rename(folder / "held")
+    (folder / "held").rename(folder / location)
+    (folder / "all").mkdir()
+    np.savez(folder / "all" / "ok.npz", x=x)
+    (folder / "seed.json").write_text('{"seed": 1}')
+    (folder / "link.onnx").symlink_to(folder / "net.onnx")
+    (folder / "swept" / "picked").mkdir(parents=True)
+    onnx.save(small_net(), folder / "swept" / "picked" / "model.onnx")
     return folder
 
 
@@ -172,7 +188,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "ort by another name": ("OPT --to ort", 2, "rename the output"),
     "runtime unknown": ("OPT --for abacus", 2, "tensorrt"),
     "runtime leaves nothing": ("OPT --for tensorrt", 1, "2:4 does not pay at 8 channels"),
-    "export over its input": ("export {}/net.onnx {}/net.onnx --to compact", 2, "is the input"),
+    "export over its input": ("export {}/net.onnx {}/net.onnx --to compact", 2, "would replace MODEL"),
     "export nowhere": ("export {}/net.onnx --to compact", 2, "give one OUTPUT"),
     "export int8 without data": ("export {}/net.onnx {}/o.onnx --to int8", 2, "give samples with --calib"),
     "export in no folder": ("export {}/net.onnx {}/none/deep --to onnx,compact", 2, "does not exist"),
@@ -189,6 +205,32 @@ BAD: dict[str, tuple[str, int, str]] = {
     "config unknown key": ("OPT --config {}/config.json", 2, "unknown key 'speed'"),
     "config wrong type": ("OPT --config {}/types.json", 2, "'sparsity' has the wrong type"),
     "config no JSON": ("OPT --config {}/broken.json", 2, "is not JSON"),
+    "dense is the output": ("refine {}/net.onnx {}/sparse.onnx {}/net.onnx --calib {}/ok.npz", 2, "would replace DENSE"),
+    "dense is sparse, in place": ("refine {}/net.onnx {}/net.onnx --in-place --calib {}/ok.npz", 2, "would replace DENSE"),
+    "output is the data": ("optimize {}/net.onnx {}/ok.npz --calib {}/ok.npz", 2, "would replace --calib"),
+    "output is the holdout": ("optimize {}/net.onnx {}/ok.npy --calib {}/ok.npz --holdout {}/ok.npy", 2, "replace --holdout"),
+    "output is among the data": ("export {}/net.onnx {}/all/ok.npz --calib {}/all", 2, "would replace --calib"),
+    "output is the settings": ("OPT -o {}/seed.json --config {}/seed.json", 2, "two outputs"),
+    "export is the settings": ("export {}/net.onnx {}/seed.json --config {}/seed.json", 2, "would replace --config"),
+    "output is a link to the input": ("optimize {}/net.onnx {}/link.onnx --calib {}/ok.npz", 2, "is the input"),
+    "output is the input's data file": ("optimize {}/ext.onnx {}/ext.data --calib {}/ok.npz", 2, "would replace MODEL"),
+    "in place of a data file": ("optimize {}/ext.onnx {}/ext.data --in-place --calib {}/ok.npz", 2, "cannot apply together"),
+    "data of the output are the input's": ("optimize {}/copy.onnx {}/old.onnx --calib {}/ok.npz", 2, "the file beside OUTPUT"),
+    "json is the data": ("OPT --json {}/ok.npz", 2, "--json '"),
+    "json is the input behind dots": ("OPT --json {}/all/../net.onnx", 2, "would replace MODEL"),
+    "json is a data file": ("analyze {}/ext.onnx --calib {}/ok.npz --json {}/ext.data", 2, "would replace MODEL"),
+    "json is the output": ("OPT --json {}/all/../o.onnx", 2, "OUTPUT and --json would both write"),
+    "json in place": ("optimize {}/net.onnx --in-place --calib {}/ok.npz --json {}/net.onnx", 2, "both write"),
+    "settings over the model": ("OPT --save-config {}/net.onnx", 2, "--save-config '"),
+    "settings over the settings": ("OPT --config {}/seed.json --save-config {}/seed.json", 2, "would replace --config"),
+    "settings over a library": ("OPT --custom-op-library {}/net.onnx --save-config {}/net.onnx", 2, "would replace"),
+    "report is the json": ("OPT --json {}/r.json --report {}/r.json", 2, "--json and --report would both write"),
+    "comparison over its data": ("compare {}/net.onnx {}/net.onnx --data {}/ok.npz --json {}/ok.npz", 2, "would replace --data"),
+    "times over a model": ("benchmark {}/net.onnx {}/ext.onnx --json {}/ext.data", 2, "would replace DENSE SPARSE..."),
+    "sweep of what it picked": ("sweep {}/swept/picked/model.onnx {}/swept --calib {}/ok.npz", 2, "would replace MODEL"),
+    "sweep writes it already": ("sweep {}/net.onnx {}/swept --calib {}/ok.npz --json {}/swept/table.json", 2, "both write"),
+    "output is a device": ("optimize {}/net.onnx /dev/null --calib {}/ok.npz", 2, "is not a regular file"),
+    "json is a device": ("OPT --json /dev/null", 2, "is not a regular file"),
     "plot of unknown kind": ("analyze {}/net.onnx --calib {}/ok.npz --plot {}/p.xyz", 2, "cannot write the plot"),
     "json in no folder": ("analyze {}/net.onnx --calib {}/ok.npz --json {}/none/a.json", 2, "cannot write"),
 }  # fmt: skip
@@ -199,13 +241,13 @@ def test_bad_input_ends_with_a_sentence_and_a_code(case: str, place: Path) -> No
     arguments, code, message = BAD[case]
     if "sparse.onnx" in arguments:
         assert run("optimize", place / "net.onnx", place / "sparse.onnx", "--calib", place / "ok.npz").exit_code == 0
-    before = set(place.rglob("*"))
+    before = contents(place)
     result = run(*arguments.replace("OPT", OPT).replace("TOK", TOK).replace("{}", str(place)).split())
     text = " ".join(result.output.split())
     assert result.exit_code == code, text
     assert message in text
     assert "Traceback" not in text
-    assert set(place.rglob("*")) == before
+    assert contents(place) == before
     assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
@@ -487,6 +529,12 @@ def test_external_data_counts_as_size(place: Path, tmp_path: Path) -> None:
     assert run(*arguments, "--max-bytes", str(data)).exit_code == 3
     assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "w.data"}
     assert run(*arguments, "--max-bytes", str(data + 8192)).exit_code == 0
+
+
+def test_an_export_is_held_against_all_files_of_its_input(place: Path, tmp_path: Path) -> None:
+    result = run("export", place / "ext.onnx", tmp_path / "o.onnx")
+    assert result.exit_code == 0, result.output
+    assert "100.5% of its input" in " ".join(result.output.split())  # the name of the data file has become longer
 
 
 def test_inspect_lists_how_far_gradients_come(place: Path) -> None:

@@ -10,7 +10,7 @@ from relrep_onnx import report
 from relrep_onnx.benchmark import Plan
 from relrep_onnx.benchmark import benchmark as run_benchmark
 from relrep_onnx.benchmark import require_same as check_same
-from relrep_onnx.commands.common import check_reports, command_line, publish
+from relrep_onnx.commands.common import check_files, command_line, publish
 from relrep_onnx.commands.options import INPUT_SHAPE, JSON_OPTION, MODEL, QUIET_OPTION, REPORT_OPTION, Numbers, setting
 from relrep_onnx.progress import shown_progress
 from relrep_onnx.results import benchmarked
@@ -48,7 +48,7 @@ def benchmark(
 ) -> None:
     """Time models side by side, the first as reference, with the sparse kernels loaded: interleaved runs on random inputs."""
     plan = Plan(threads, batch, rounds, profile, dict(input_shape), seed)
-    check_reports()
+    check_files()
     with shown_progress(quiet) as progress:
         settings = run_benchmark(models, plan, RuntimeOptions(), progress)
     result = benchmarked(settings, plan, models)

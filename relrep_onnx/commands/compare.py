@@ -8,8 +8,17 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import check_reports, config_of, publish
-from relrep_onnx.commands.options import DATA_OPTIONS, JSON_OPTION, MODEL, QUIET_OPTION, RANDOM_OPTIONS, RUN_OPTIONS, setting
+from relrep_onnx.commands.common import check_files, config_of, publish
+from relrep_onnx.commands.options import (
+    DATA,
+    DATA_OPTIONS,
+    JSON_OPTION,
+    MODEL,
+    QUIET_OPTION,
+    RANDOM_OPTIONS,
+    RUN_OPTIONS,
+    setting,
+)
 from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.verify import check_gates
 
@@ -17,7 +26,7 @@ from relrep_onnx.verify import check_gates
 @click.command()
 @click.argument("dense", type=MODEL)
 @click.argument("sparse", type=MODEL)
-@click.option("--data", required=True, metavar="DATA", help="Samples, in every form --calib takes.")
+@click.option("--data", type=DATA, required=True, metavar="DATA", help="Samples, in every form --calib takes.")
 @DATA_OPTIONS
 @RANDOM_OPTIONS
 @setting("--seed", type=click.IntRange(0), help="Seed of random data.")
@@ -28,7 +37,7 @@ from relrep_onnx.verify import check_gates
 @QUIET_OPTION
 def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet: bool, **_: Any) -> None:
     """Compare the outputs of SPARSE with those of DENSE on the same samples."""
-    check_reports()
+    check_files()
     config = config_of(None)
     fidelity = run_compare(dense, sparse, data, config)
     publish(report.of_fidelity(fidelity, sparse.name), json_path, None, quiet=quiet)

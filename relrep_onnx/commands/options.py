@@ -6,13 +6,15 @@ Most options are fields of `Config`; `setting` gives them the field's name and d
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
+from relrep_onnx import graph as graphs
 from relrep_onnx.config import Config
+from relrep_onnx.data import files_of as data_files
 from relrep_onnx.deployment import RUNTIMES
 from relrep_onnx.export import EXPORTERS
 from relrep_onnx.repair import REPAIRS
@@ -74,6 +76,18 @@ class Forms(Parameter):
         return value if isinstance(value, tuple) else tuple(str(value).split(","))
 
 
+class InputFile(click.Path):
+    """What a command reads; `files` lists those that a value stands for."""
+
+    def __init__(self, files: Callable[[Any], Iterable[Path]] = lambda value: [Path(value)], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.files = files
+
+
+MODEL: Final = InputFile(graphs.files_of, exists=True, dir_okay=False, path_type=Path)
+DATA: Final = InputFile(data_files)
+
+
 class OutputFile(click.Path):
     """A file to write, refused before the work begins where its folder is missing, or where it has none of the `suffixes`."""
 
@@ -132,7 +146,9 @@ RUN_OPTIONS = _options(
     setting(
         "--providers", multiple=True, metavar="NAME", help="Execution provider, most wanted first; repeatable. Default: CPU."
     ),
-    setting("--custom-op-library", metavar="FILE", help="Shared library with custom operators the model needs."),
+    setting(
+        "--custom-op-library", type=InputFile(), metavar="FILE", help="Shared library with custom operators the model needs."
+    ),
 )
 DATA_OPTIONS = _options(
     setting("--calib-key", metavar="KEY", help="Array to take from an .npz whose keys are not the input's name."),
@@ -173,11 +189,12 @@ SELECT_OPTIONS = _options(
 SAMPLE_OPTIONS = _options(
     click.option(
         "--calib",
+        type=DATA,
         required=True,
         metavar="DATA",
         help="Unlabelled samples: .npz, .npy, a folder of these or of images, a folder of test_data_set_*, or the word random.",
     ),
-    click.option("--holdout", metavar="DATA", help="Samples for verification.  [default: the last eighth of --calib]"),
+    click.option("--holdout", type=DATA, metavar="DATA", help="Samples for verification.  [default: the last eighth of --calib]"),
     DATA_OPTIONS,
     RANDOM_OPTIONS,
     setting("--seed", type=click.IntRange(0), help="Seed of all sampling."),
@@ -202,7 +219,7 @@ QUIET_OPTION = click.option("--quiet", is_flag=True, help="No progress, no repor
 CONFIG_OPTION = click.option(
     "--config",
     "config_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=InputFile(exists=True, dir_okay=False, path_type=Path),
     help="Settings from a JSON file; options on the command line win.",
 )
 METHOD_OPTIONS = _options(
@@ -262,4 +279,3 @@ FOR_OPTION = click.option(
     type=click.Choice(list(RUNTIMES)),
     help="Picks the pattern, the layers and the form that pay on a runtime; other options win.",
 )
-MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)

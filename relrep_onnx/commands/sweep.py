@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import check_reports, command_line, config_of, publish
+from relrep_onnx.commands.common import check_files, command_line, config_of, publish
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -23,7 +23,7 @@ from relrep_onnx.commands.options import (
     setting,
 )
 from relrep_onnx.progress import shown_progress
-from relrep_onnx.sweeps import Grid, parse_sparsities
+from relrep_onnx.sweeps import Grid, parse_sparsities, written_in
 from relrep_onnx.sweeps import sweep as run_sweep
 from relrep_onnx.types import ConfigError
 
@@ -95,13 +95,14 @@ def sweep(
     OUT_FOLDER holds the finished points and the tables; by default it is named after MODEL.  --max-memory is for all jobs
     together.
     """
-    check_reports()
+    folder = folder or Path(f"{model.stem}.sweep")
+    check_files(written_in(folder))
     if (engine == "dask") != (scheduler is not None):
         raise ConfigError("--engine dask and --scheduler ADDRESS go together; give both or neither")
     with shown_progress(quiet) as progress:
         found = run_sweep(
             model,
-            folder or Path(f"{model.stem}.sweep"),
+            folder,
             calib,
             Grid(parse_sparsities(sparsities), patterns, allocators, repairs),
             config_of(config_path, {} if config_path else {"forms": ("compact",)}),

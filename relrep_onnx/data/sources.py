@@ -89,6 +89,17 @@ def lasting(source: object) -> object:
     return Path(source).absolute() if isinstance(source, str | os.PathLike) else list(_feeds(source))
 
 
+def files_of(source: object) -> list[Path]:
+    """The files that a source would be read from; none where it is no path, or nothing is there."""
+    if not isinstance(source, str | os.PathLike) or source == "random":
+        return []
+    try:
+        found = _find(Path(source))
+    except (CalibrationError, OSError):
+        return []
+    return [file for path in found for file in (path.glob("input_*.pb") if path.is_dir() else [path])]
+
+
 def _feeds(source: object) -> Iterable[object]:
     """The feeds of an iterable or a CalibrationDataReader."""
     if callable(get_next := getattr(source, "get_next", None)):
