@@ -115,10 +115,22 @@ class Config:
         Raises:
             ConfigError: no runtime has this name.
         """
-        row = dict(runtime_named(name).settings)
-        if "forms" in settings:  # the row's values and target belong to the row's form
-            row = {key: value for key, value in row.items() if key not in ("values", "target")}
-        return cls(**{"runtime": name, **row, **settings})
+        return cls.merged({}, {"runtime": name, **settings})
+
+    @classmethod
+    def merged(cls, saved: Mapping[str, Any], said: Mapping[str, Any]) -> Config:
+        """Settings of a file, and those that were said over them; a runtime's row lies right below what names the runtime.
+
+        Where a row and something else both name forms, the options of the forms that lose go with them.
+
+        Raises:
+            ConfigError: no runtime has this name, or a setting cannot apply.
+        """
+        name = said.get("runtime", saved.get("runtime"))
+        row: Mapping[str, Any] = {} if name is None else {"runtime": name, **runtime_named(name).settings}
+        if "runtime" in said:
+            return cls(**{**_losing_to(row, saved), **_losing_to(said, row), **said})
+        return cls(**{**_losing_to({**saved, **said}, row), **saved, **said})
 
     @property
     def goal(self) -> float:
@@ -153,34 +165,51 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str, beneath: Config | None = None, *, source: str = "the configuration") -> Config:
-        """Reads what `to_json` wrote; missing keys take their defaults, or the values of `beneath`.
+    def from_json(cls, text: str, *, source: str = "the configuration") -> Config:
+        """Reads what `to_json` wrote; missing keys take their defaults, or those of the runtime that the text names.
 
         Raises:
             ConfigError: no JSON object, an unknown key, or a value of the wrong type.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{source} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{source} must hold a JSON object")
-        kinds = typing.get_type_hints(cls)
-        unknown = sorted(values.keys() - kinds.keys())
-        if unknown:
-            raise ConfigError(f"{source} has an unknown key {unknown[0]!r}; known keys: {', '.join(sorted(kinds))}")
-        said = {key: _convert(key, value, kinds[key], source) for key, value in values.items()}
-        if beneath is None and said.get("runtime") is not None:
-            return cls.for_runtime(said.pop("runtime"), **said)
-        return dataclasses.replace(beneath or cls(), **said)
+        return cls.merged(settings_in(text, source), {})
 
     @classmethod
-    def load(cls, path: Path, beneath: Config | None = None) -> Config:
-        """Reads a configuration file; what it does not say is as in `beneath`."""
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"), beneath, source=str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}") from error
+    def load(cls, path: Path) -> Config:
+        """Reads a configuration file."""
+        return cls.merged(saved_settings(path), {})
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """What a configuration file says, by field of `Config`.
+
+    Raises:
+        ConfigError: it cannot be read, or as in `Config.from_json`.
+    """
+    try:
+        return settings_in(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}") from error
+
+
+def settings_in(text: str, source: str) -> dict[str, Any]:
+    """The same for its text; errors name the `source`."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} must hold a JSON object")
+    kinds = typing.get_type_hints(Config)
+    unknown = sorted(values.keys() - kinds.keys())
+    if unknown:
+        raise ConfigError(f"{source} has an unknown key {unknown[0]!r}; known keys: {', '.join(sorted(kinds))}")
+    return {key: _convert(key, value, kinds[key], source) for key, value in values.items()}
+
+
+def _losing_to(above: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the options of the forms they name, where those above them name forms."""
+    loses = "forms" in above and "forms" in settings
+    return {key: value for key, value in settings.items() if not (loses and key in ("values", "target"))}
 
 
 def _convert(key: str, value: Any, kind: Any, source: str) -> Any:

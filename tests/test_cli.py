@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -308,6 +309,25 @@ def test_optimize_for_a_runtime(place: Path, tmp_path: Path) -> None:
     assert (config.runtime, config.forms, config.values) == ("ort-web", ("compact",), "int8")
     assert "note: for ort-web" in result.output
     assert (tmp_path / "o.onnx").stat().st_size < (place / "net.onnx").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("saved", "arguments", "settles"),
+    [
+        ({"runtime": "tensorrt"}, [], {"pattern": "2:4", "runtime": "tensorrt"}),
+        (json.loads(Config(seed=7).to_json()), ["--for", "tensorrt"], {"pattern": "2:4", "runtime": "tensorrt", "seed": 7}),
+        ({"forms": ["compact"]}, ["--for", "ort-mobile"], {"forms": ["int8+ort"], "target": "arm"}),
+        ({"repair": "none"}, ["--effort", "low", "--pattern", "1:4"], {"pattern": "1:4", "repair": "variance"}),
+    ],
+)
+def test_the_command_line_wins_over_a_file(
+    saved: dict[str, Any], arguments: list[str], settles: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(saved))
+    files: list[str | Path] = ["--config", tmp_path / "c.json", "--save-config", tmp_path / "s.json"]
+    run("optimize", place / "net.onnx", "--dry-run", "--calib", place / "ok.npz", *files, *arguments)
+    told = json.loads((tmp_path / "s.json").read_text())
+    assert {name: told[name] for name in settles} == settles
 
 
 def test_another_form_for_a_runtime(place: Path, tmp_path: Path) -> None:

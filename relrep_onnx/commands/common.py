@@ -12,7 +12,7 @@ from click.core import ParameterSource
 
 from relrep_onnx import report
 from relrep_onnx.commands.options import InputFile, OutputFile
-from relrep_onnx.config import Config
+from relrep_onnx.config import Config, saved_settings
 from relrep_onnx.escape import clean
 from relrep_onnx.files import Named, check_separate, same_file
 from relrep_onnx.types import ConfigError
@@ -22,7 +22,7 @@ COMMAND_LINE: Final = f"{__name__}.command_line"
 
 
 def config_of(path: Path | None, preset: Mapping[str, Any] | None = None) -> Config:
-    """The configuration file, a preset on top, and what was said on the command line on top of both."""
+    """What the configuration file says, a preset over it, and over both what was said on the command line."""
     context = click.get_current_context()
     fields = {f.name for f in dataclasses.fields(Config)}
     said: dict[str, Any] = {
@@ -30,11 +30,7 @@ def config_of(path: Path | None, preset: Mapping[str, Any] | None = None) -> Con
         for name, value in context.params.items()
         if name in fields and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    runtime = said.pop("runtime", None)
-    forms = {"forms": said["forms"]} if "forms" in said else {}
-    beneath = Config() if runtime is None else Config.for_runtime(runtime, **forms)
-    beneath = Config.load(path, beneath) if path is not None else beneath
-    return dataclasses.replace(beneath, **{**(preset or {}), **said})
+    return Config.merged({} if path is None else saved_settings(path), {**(preset or {}), **said})
 
 
 def target_of(output: Path | None, option: Path | None = None, *, replaced: Path | None = None) -> Path | None:
