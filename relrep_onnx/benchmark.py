@@ -6,6 +6,7 @@ Random inputs; how far the outputs are from the first model's is the relative L2
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from relrep_onnx import kernels
 from relrep_onnx.graph import check_external
 from relrep_onnx.runtime import RuntimeOptions, Session
-from relrep_onnx.types import Array, ConfigError, Feeds, ModelError, Progress, TensorInfo, VerificationError
+from relrep_onnx.types import MOST, Array, ConfigError, Feeds, ModelError, Progress, TensorInfo, VerificationError
 
 WARM_UP = 3
 
@@ -158,9 +159,11 @@ def random_feeds(inputs: Sequence[TensorInfo], batch: int, shapes: Mapping[str, 
     """Standard normal inputs, zeros for integers; an open first dimension is the batch.
 
     Raises:
-        ConfigError: another dimension is open, or the dtype is not numeric.
+        ConfigError: another dimension is open, the dtype is not numeric, or a shape is too large or of no input.
     """
     rng = np.random.default_rng(seed)
+    if unknown := sorted(shapes.keys() - {info.name for info in inputs}):
+        raise ConfigError(f"--input-shape names {unknown[0]!r}; the inputs are {', '.join(repr(info.name) for info in inputs)}")
     feeds = {}
     for info in inputs:
         shape = [size if isinstance(size, int) else None for size in shapes.get(info.name, info.shape)]
@@ -169,6 +172,8 @@ def random_feeds(inputs: Sequence[TensorInfo], batch: int, shapes: Mapping[str, 
         if None in shape or info.dtype is None:
             raise ConfigError(f"the input {info.name!r} is {info.type}{list(info.shape)}; give --input-shape {info.name}:1,...")
         sizes = [size for size in shape if size is not None]
+        if math.prod(sizes) > MOST:
+            raise ConfigError(f"the input {info.name!r} would be {sizes}, more than {MOST:,} numbers; give smaller ones")
         floating = np.issubdtype(info.dtype, np.floating)
         feeds[info.name] = rng.standard_normal(sizes).astype(info.dtype) if floating else np.zeros(sizes, info.dtype)
     return feeds

@@ -17,7 +17,7 @@ from relrep_onnx.data import DataOptions, Preprocessing
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.masks import pattern_named
 from relrep_onnx.runtime import RuntimeOptions
-from relrep_onnx.types import Budget, ConfigError, Selection, Unit
+from relrep_onnx.types import MOST, THREADS, Budget, ConfigError, Selection, Unit
 from relrep_onnx.verify import Gates, Limit
 
 DEFAULT_SPARSITY: Final = 0.8
@@ -28,6 +28,14 @@ EFFORTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "high": {"repair": "reconstruct", "refine": DEFAULT_EPOCHS},
 }
 """What each effort sets; what is said beside it wins."""
+RANGES: Final[Mapping[str, tuple[int, int | None]]] = {
+    "threads": (0, THREADS),
+    **dict.fromkeys(("batch_size", "positions", "num_samples"), (1, MOST)),
+    "refine": (0, MOST),
+    **dict.fromkeys(("max_memory", "max_bytes"), (1, None)),
+    **dict.fromkeys(("min_size", "seed"), (0, None)),
+}
+"""The least and the largest value of whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,13 @@ class Config:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "positions", "num_samples", "max_memory", "max_bytes"):
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        for name in ("threads", "min_size", "seed", "refine"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+            if value is not None and not least <= value <= (value if most is None else most):
+                raise ConfigError(f"{name} is {value}; it must be at least {least}" + f" and at most {most}" * (most is not None))
+        for name, shape in self.input_shape.items():
+            if not all(1 <= size <= MOST for size in shape):
+                raise ConfigError(f"input_shape of {name!r} is {shape}; its sizes must be at least 1 and at most {MOST}")
         for name, low, high in (("max_error", 0.0, math.inf), ("min_agreement", 0.0, 1.0), ("min_metric", -math.inf, math.inf)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN too: it would miss every gate

@@ -17,7 +17,9 @@ from relrep_onnx.commands.options import (
     QUIET_OPTION,
     RANDOM_OPTIONS,
     RUN_OPTIONS,
+    Real,
     setting,
+    whole,
 )
 from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.verify import check_gates
@@ -29,10 +31,10 @@ from relrep_onnx.verify import check_gates
 @click.option("--data", type=DATA, required=True, metavar="DATA", help="Samples, in every form --calib takes.")
 @DATA_OPTIONS
 @RANDOM_OPTIONS
-@setting("--seed", type=click.IntRange(0), help="Seed of random data.")
+@whole("--seed", help="Seed of random data.")
 @RUN_OPTIONS
-@setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output.")
-@setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement.")
+@setting("--max-error", type=Real(0), help="Gate: largest relative L2 error of an output.")
+@setting("--min-agreement", type=Real(0, 1), help="Gate: least top-1 agreement.")
 @JSON_OPTION
 @QUIET_OPTION
 def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet: bool, **_: Any) -> None:

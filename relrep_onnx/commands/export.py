@@ -22,7 +22,9 @@ from relrep_onnx.commands.options import (
     QUIET_OPTION,
     RANDOM_OPTIONS,
     RUN_OPTIONS,
+    Real,
     setting,
+    whole,
 )
 from relrep_onnx.exporting import places_of, written_at
 from relrep_onnx.pipeline import export_model
@@ -44,10 +46,10 @@ from relrep_onnx.types import ConfigError
 @click.option("--holdout", type=DATA, metavar="DATA", help="Samples to compare on.  [default: from the end of --calib]")
 @DATA_OPTIONS
 @RANDOM_OPTIONS
-@setting("--seed", type=click.IntRange(0), help="Seed of random data.")
+@whole("--seed", help="Seed of random data.")
 @RUN_OPTIONS
-@setting("--max-error", type=click.FloatRange(0), help="Largest relative L2 an export may move an output.  [default: by form]")
-@setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with MODEL.")
+@setting("--max-error", type=Real(0), help="Largest relative L2 an export may move an output.  [default: by form]")
+@setting("--min-agreement", type=Real(0, 1), help="Gate: least top-1 agreement with MODEL.")
 @MAX_BYTES
 @JSON_OPTION
 @CONFIG_OPTION

@@ -26,7 +26,9 @@ from relrep_onnx.commands.options import (
     SELECT_OPTIONS,
     NamedValue,
     OutputFile,
+    Real,
     setting,
+    whole,
 )
 from relrep_onnx.config import EFFORTS
 from relrep_onnx.estimate import estimate
@@ -62,15 +64,15 @@ from relrep_onnx.types import ConfigError, Unit
 @setting(
     "--allocate", type=click.Choice([AUTO, *ALLOCATORS]), help="How the budget is spread over the layers; auto tries several."
 )
-@setting("--min-layer-sparsity", type=click.FloatRange(0, 1), help="Every layer gets at least this.")
-@setting("--max-layer-sparsity", type=click.FloatRange(0, 1), help="No layer gets more than this.")
+@setting("--min-layer-sparsity", type=Real(0, 1), help="Every layer gets at least this.")
+@setting("--max-layer-sparsity", type=Real(0, 1), help="No layer gets more than this.")
 @setting(
     "--layer-sparsity",
     multiple=True,
-    type=NamedValue("=", click.FloatRange(0, 1), "NAME=0.3"),
+    type=NamedValue("=", Real(0, 1), "NAME=0.3"),
     help="Fixes the sparsity of one layer; repeatable.",
 )
-@setting("--refine", type=click.IntRange(0), metavar="EPOCHS", help="Then move all survivors together for so many epochs.")
+@whole("--refine", metavar="EPOCHS", help="Then move all survivors together for so many epochs.")
 @REFINE_OPTIONS
 @click.option(
     "--effort",

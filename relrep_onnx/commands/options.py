@@ -5,6 +5,7 @@ Most options are fields of `Config`; `setting` gives them the field's name and d
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
@@ -13,12 +14,13 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from relrep_onnx import graph as graphs
-from relrep_onnx.config import Config
+from relrep_onnx.config import RANGES, Config
 from relrep_onnx.data import files_of as data_files
 from relrep_onnx.deployment import RUNTIMES
 from relrep_onnx.export import EXPORTERS
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.report import FACES
+from relrep_onnx.types import MOST
 
 if TYPE_CHECKING:
     Parameter = click.ParamType[Any]
@@ -29,13 +31,28 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULTS = Config()
 
 
+class Real(click.FloatRange):
+    """A number in a range; NaN is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a float."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number", param, ctx) if math.isnan(number) else number
+
+
 class Numbers(Parameter):
-    """Comma-separated numbers; `count` fixes how many."""
+    """Comma-separated numbers; `count` fixes how many, `between` the least and the largest."""
 
     name = "numbers"
 
-    def __init__(self, kind: type[int] | type[float], count: int | None = None, metavar: str = "N,N") -> None:
-        self.kind, self.count, self.name = kind, count, metavar
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        count: int | None = None,
+        metavar: str = "N,N",
+        between: tuple[int, int] | None = None,
+    ) -> None:
+        self.kind, self.count, self.name, self.between = kind, count, metavar, between
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text to a tuple."""
@@ -47,6 +64,9 @@ class Numbers(Parameter):
             self.fail(f"{value!r} is not a list of numbers such as {self.name}", param, ctx)
         if self.count is not None and len(numbers) != self.count:
             self.fail(f"{value!r} holds {len(numbers)} numbers, not {self.count}", param, ctx)
+        for number in numbers:
+            if self.between is not None and not self.between[0] <= number <= self.between[1]:
+                self.fail(f"{number} is not between {self.between[0]} and {self.between[1]}", param, ctx)
         return numbers
 
 
@@ -141,8 +161,14 @@ def setting(flag: str, **kwargs: Any) -> Callable[[Command], Command]:
     )
 
 
+def whole(flag: str, **kwargs: Any) -> Callable[[Command], Command]:
+    """A `setting` that is a whole number, in the range that `Config` gives it."""
+    field = kwargs.get("field", flag.removeprefix("--").replace("-", "_"))
+    return setting(flag, type=click.IntRange(*RANGES[field]), **kwargs)
+
+
 RUN_OPTIONS = _options(
-    setting("--threads", type=click.IntRange(0), help="Threads of ONNX Runtime; 0 leaves the choice to it."),
+    whole("--threads", help="Threads of ONNX Runtime; 0 leaves the choice to it."),
     setting(
         "--providers", multiple=True, metavar="NAME", help="Execution provider, most wanted first; repeatable. Default: CPU."
     ),
@@ -152,14 +178,14 @@ RUN_OPTIONS = _options(
 )
 DATA_OPTIONS = _options(
     setting("--calib-key", metavar="KEY", help="Array to take from an .npz whose keys are not the input's name."),
-    setting("--image-size", type=Numbers(int, 2, "H,W"), help="Resize uint8 images to this height and width."),
+    setting("--image-size", type=Numbers(int, 2, "H,W", (1, MOST)), help="Resize uint8 images to this height and width."),
     setting("--mean", type=Numbers(float, metavar="M,M,M"), help="Subtracted from scaled uint8 images, per channel."),
     setting("--std", type=Numbers(float, metavar="S,S,S"), help="Divides after the mean, per channel."),
     setting("--scale", type=float, help="Multiplies uint8 pixels first.  [default: 1/255]"),
     setting("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout the model wants.  [default: from its input's shape]"),
     setting("--color", type=click.Choice(["rgb", "bgr"]), help="Channel order the model wants."),
-    setting("--batch-size", type=click.IntRange(1), help="Samples per run, where the model leaves it open."),
-    setting("--num-samples", type=click.IntRange(1), help="Use only the first so many samples."),
+    whole("--batch-size", help="Samples per run, where the model leaves it open."),
+    whole("--num-samples", help="Use only the first so many samples."),
     setting(
         "--skip-bad-samples",
         is_flag=True,
@@ -169,7 +195,7 @@ DATA_OPTIONS = _options(
 INPUT_SHAPE = setting(
     "--input-shape",
     multiple=True,
-    type=NamedValue(":", Numbers(int, metavar="1,3,224,224"), "NAME:1,3,224,224"),
+    type=NamedValue(":", Numbers(int, metavar="1,3,224,224", between=(1, MOST)), "NAME:1,3,224,224"),
     help="Fixes the shape of an input where the model leaves it open (with data: for random only); repeatable.",
 )
 RANDOM_OPTIONS = _options(
@@ -183,7 +209,7 @@ NODE_OPTIONS = _options(
     setting("--op-types", multiple=True, metavar="OP", help="Take only these operator types; repeatable.  [default: all]"),
 )
 SELECT_OPTIONS = _options(
-    setting("--min-size", type=click.IntRange(0), help="Weights with fewer elements stay."),
+    whole("--min-size", help="Weights with fewer elements stay."),
     NODE_OPTIONS,
 )
 SAMPLE_OPTIONS = _options(
@@ -197,7 +223,7 @@ SAMPLE_OPTIONS = _options(
     click.option("--holdout", type=DATA, metavar="DATA", help="Samples for verification.  [default: the last eighth of --calib]"),
     DATA_OPTIONS,
     RANDOM_OPTIONS,
-    setting("--seed", type=click.IntRange(0), help="Seed of all sampling."),
+    whole("--seed", help="Seed of all sampling."),
     RUN_OPTIONS,
     setting(
         "--max-memory", type=Bytes(), help="Memory for waiting activations, disk beyond.  [default: a quarter of what is free]"
@@ -205,7 +231,7 @@ SAMPLE_OPTIONS = _options(
 )
 CALIBRATE_OPTIONS = _options(
     SAMPLE_OPTIONS,
-    setting("--positions", type=click.IntRange(1), help="Output positions sampled per sample and layer."),
+    whole("--positions", help="Output positions sampled per sample and layer."),
     click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Keeps the dense model's statistics."),
 )
 JSON_OPTION = click.option("--json", "json_path", type=OutputFile(), help="Also write the result here.")
@@ -225,7 +251,7 @@ CONFIG_OPTION = click.option(
 METHOD_OPTIONS = _options(
     setting(
         "--sparsity",
-        type=click.FloatRange(0, 1),
+        type=Real(0, 1),
         help="Fraction of zeros among the prunable weights (or of their MACs).  [default: 0.8; with N:M all it allows]",
     ),
     setting("--repair", type=click.Choice(list(REPAIRS)), help="How survivors and biases are corrected."),
@@ -244,8 +270,8 @@ REFINE_OPTIONS = _options(
 )
 MAX_BYTES = setting("--max-bytes", type=Bytes(), help="Gate: largest size of a written file, its external data included.")
 GATE_OPTIONS = _options(
-    setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output on held-out samples."),
-    setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with the dense model."),
+    setting("--max-error", type=Real(0), help="Gate: largest relative L2 error of an output on held-out samples."),
+    setting("--min-agreement", type=Real(0, 1), help="Gate: least top-1 agreement with the dense model."),
     setting(
         "--eval",
         metavar="MODULE:FUNCTION",

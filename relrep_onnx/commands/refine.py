@@ -24,7 +24,7 @@ from relrep_onnx.config import DEFAULT_EPOCHS
 from relrep_onnx.exporting import check_places, written_at
 from relrep_onnx.pipeline import refine as run_refine
 from relrep_onnx.progress import shown_progress
-from relrep_onnx.types import ConfigError
+from relrep_onnx.types import MOST, ConfigError
 
 
 @click.command()
@@ -32,7 +32,7 @@ from relrep_onnx.types import ConfigError
 @click.argument("sparse", type=MODEL)
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option("--in-place", is_flag=True, help="Replace SPARSE.")
-@click.option("--epochs", "refine", type=click.IntRange(1), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
+@click.option("--epochs", "refine", type=click.IntRange(1, MOST), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
 @REFINE_OPTIONS
 @SAMPLE_OPTIONS
 @NODE_OPTIONS

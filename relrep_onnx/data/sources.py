@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
@@ -38,7 +39,7 @@ class DataOptions:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        if self.random_range is not None and not -math.inf < self.random_range[0] <= self.random_range[1] < math.inf:
+        if self.random_range is not None and not 0 <= self.random_range[1] - self.random_range[0] < math.inf:
             raise ConfigError(f"random_range is {self.random_range}; give a low and a high end, such as 0, 999")
 
 
@@ -196,6 +197,8 @@ def _random(inputs: Sequence[Input], options: DataOptions) -> dict[str, object]:
         if len(shape) != len(own) or any(dim < 1 for dim in shape):
             known = ",".join(str(dim or "?") for dim in own)
             raise CalibrationError(f"random data: {i}, not {list(shape)}; fill in --input-shape {i.name}:{known}")
+        if (size := count * math.prod(shape)) > sys.maxsize // i.dtype.itemsize:
+            raise CalibrationError(f"random data: {i} would hold {size:,} numbers; give fewer --num-samples or a smaller shape")
         limits = None if integers and i.dtype.kind == "f" else options.random_range
         arrays[i.name] = _draw(i, (count, *shape[not whole :]), limits, rng)
     return arrays
