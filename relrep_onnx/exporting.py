@@ -47,7 +47,7 @@ def places_of(
     if len(places) > 1 and not Path(output).is_dir():  # a new folder: nothing in it can be harmed
         graphs.check_target(Path(output))
     else:
-        check_places(places.values(), {"MODEL": model}, data, in_place=in_place)
+        check_places(places.values(), {"MODEL": model}, data, in_place=in_place if len(places) == 1 else None)
     return places
 
 

@@ -25,7 +25,7 @@ from relrep_onnx.screen import samples_for
 from relrep_onnx.search import plan
 from relrep_onnx.steps import TargetStore, candidates, refined, repair_all, score, write
 from relrep_onnx.types import Progress
-from relrep_onnx.verify import Fidelity, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
+from relrep_onnx.verify import Fidelity, Limit, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
 
 
 def analyze(
@@ -93,6 +93,8 @@ def optimize(
     metric = load_metric(config.eval) if config.eval else None
     job = prepare(model, calib, config, holdout, progress, resume)
     gates.check_resolution(len(job.verification))
+    if config.max_drop is not None:
+        Limit.parse(config.max_drop).check_resolution(len(job.decision))
 
     with TargetStore(job.settings.memory) as targets:
         with job.naming_samples():

@@ -115,11 +115,23 @@ class Limit:
             raise ConfigError(f"max_drop is {text!r}; give a relative L2 error such as 0.1, or top1:5%, or eval:0.01")
         return cls(kind or "error", value)
 
+    def check_resolution(self, samples: int) -> None:
+        """Refuses a drop in agreement that this many samples cannot tell from none.
+
+        Raises:
+            ConfigError: it is less than one sample.
+        """
+        if self.kind == "top1" and self.value * samples < 1:
+            raise ConfigError(
+                f"--max-drop top1:{self.value:.4g} is finer than {samples} deciding samples resolve (steps of "
+                f"{1 / samples:.4g}); give more samples (--holdout), or allow more"
+            )
+
     def drop(self, fidelity: Fidelity, before: float | None, after: float | None) -> float:
         """What a model lost, to be held against `value`, without the rounding of 1 - 0.95; NaN where its outputs are no numbers.
 
         Raises:
-            ConfigError: no output looks like classes, or the samples are too few to tell.
+            ConfigError: no output looks like classes.
         """
         if self.kind == "eval" and before is not None and after is not None:
             return round(before - after, DIGITS)
@@ -127,11 +139,6 @@ class Limit:
             return fidelity.relative_l2
         if fidelity.top1_agreement is None:
             raise ConfigError("--max-drop top1 needs an output that looks like classes; this model has none")
-        if self.value * fidelity.samples < 1:
-            raise ConfigError(
-                f"--max-drop top1:{self.value:.4g} is finer than {fidelity.samples} deciding samples resolve (steps of "
-                f"{1 / fidelity.samples:.4g}); give more samples (--holdout), or allow more"
-            )
         return round(1 - fidelity.top1_agreement, DIGITS)
 
 

@@ -249,7 +249,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "negative shape to time": ("benchmark {}/net.onnx --input-shape x:1,3,-8,8", 2, "-8 is not between 1 and"),
     "negative shape": ("inspect {}/net.onnx --input-shape x:1,3,-8,8", 2, "-8 is not between 1 and"),
     "shape without end": ("inspect {}/net.onnx --input-shape x:1,3,99999999999999999999,8", 2, "is not between 1 and"),
-    "plot of unknown kind": ("analyze {}/net.onnx --calib {}/ok.npz --plot {}/p.xyz", 2, "cannot write the plot"),
+    "plot of unknown kind": ("analyze {}/net.onnx --calib {}/nan.npz --plot {}/p.xyz", 2, "must end in .png, .svg, .pdf"),
     "json in no folder": ("analyze {}/net.onnx --calib {}/ok.npz --json {}/none/a.json", 2, "cannot write"),
 }  # fmt: skip
 
@@ -417,6 +417,13 @@ def test_analyze_plots_curves(place: Path, tmp_path: Path) -> None:
     layers = json.loads((tmp_path / "a.json").read_text())["layers"]
     assert all(len(layer["curve"]["rr"]) == len(layer["curve"]["sparsity"]) for layer in layers)
     assert "SNR dB" in result.output
+
+
+def test_a_picture_without_matplotlib_is_refused_first(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relrep_onnx.commands.options.find_spec", lambda name: None)
+    result = run("analyze", place / "net.onnx", "--calib", place / "nan.npz", "--plot", tmp_path / "rr.png")
+    assert result.exit_code == 2, result.output
+    assert "--plot needs matplotlib" in result.output
 
 
 def test_inspect_counts_macs(place: Path) -> None:

@@ -18,7 +18,7 @@ from relrep_onnx.commands.options import (
     QUIET_OPTION,
     REPORT_OPTION,
     SELECT_OPTIONS,
-    OutputFile,
+    Picture,
 )
 from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.progress import shown_progress
@@ -31,7 +31,7 @@ from relrep_onnx.progress import shown_progress
 @METHOD_OPTIONS
 @JSON_OPTION
 @REPORT_OPTION
-@click.option("--plot", type=OutputFile(), help="RR curves as a picture (.png, .svg, .pdf).")
+@click.option("--plot", type=Picture(), help="RR curves as a picture (.png, .svg, .pdf).")
 @CONFIG_OPTION
 @QUIET_OPTION
 def analyze(

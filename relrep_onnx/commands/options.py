@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -19,8 +20,8 @@ from relrep_onnx.data import files_of as data_files
 from relrep_onnx.deployment import RUNTIMES
 from relrep_onnx.export import EXPORTERS
 from relrep_onnx.repair import REPAIRS
-from relrep_onnx.report import FACES
-from relrep_onnx.types import MOST
+from relrep_onnx.report import FACES, NO_PICTURES, PICTURES
+from relrep_onnx.types import MOST, ConfigError
 
 if TYPE_CHECKING:
     Parameter = click.ParamType[Any]
@@ -122,6 +123,20 @@ class OutputFile(click.Path):
             self.fail(f"cannot write {str(path)!r}: its name must end in {', '.join(self.suffixes)}", param, ctx)
         if not path.parent.is_dir():
             self.fail(f"cannot write {str(path)!r}: its folder does not exist", param, ctx)
+        return path
+
+
+class Picture(OutputFile):
+    """A picture to write, refused before the work begins where matplotlib is missing, too."""
+
+    def __init__(self) -> None:
+        super().__init__(PICTURES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a path."""
+        path = super().convert(value, param, ctx)
+        if find_spec("matplotlib") is None:
+            raise ConfigError(NO_PICTURES)
         return path
 
 

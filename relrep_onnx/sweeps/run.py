@@ -37,7 +37,7 @@ from relrep_onnx.sweeps.grid import Grid
 from relrep_onnx.sweeps.pick import Pick
 from relrep_onnx.sweeps.tables import NEEDS, to_csv, to_markdown
 from relrep_onnx.sweeps.trial import Task, file_name
-from relrep_onnx.types import ConfigError, ModelError, Progress
+from relrep_onnx.types import ConfigError, ModelError, Progress, VerificationError
 
 MEASURES: Final = ("error", "size", "latency")
 ROUNDS: Final = 30
@@ -112,12 +112,21 @@ def sweep(
         if not survey.figures:
             raise ModelError(f"no point of the sweep could run; the first: {points[0].failure}")
         if rule is not None:
-            chosen = rule.choose(points)
+            try:
+                chosen = rule.choose(points)
+            except VerificationError:  # all is done but the choice
+                _forget(statistics, cache_dir)
+                raise
             found = replace(found, picked=chosen, output=str(_fetch(tasks[chosen.name], book, engine, keep=keep)))
             _write_tables(found, book)
+    _forget(statistics, cache_dir)
+    return found
+
+
+def _forget(statistics: Path, cache_dir: str | os.PathLike[str] | None) -> None:
+    """Removes the statistics once no point is left to do, unless the caller keeps them in a folder of their own."""
     if cache_dir is None:
         shutil.rmtree(statistics, ignore_errors=True)
-    return found
 
 
 @dataclass(eq=False)
