@@ -10,6 +10,7 @@ import gzip
 import importlib
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,11 +220,12 @@ def load_metric(reference: str) -> Metric:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        metric: Metric = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise ConfigError(f"--eval: cannot import {module!r}: {error}") from error
-    except AttributeError as error:
-        raise ConfigError(f"--eval: module {module!r} has no {function!r}") from error
+        found = importlib.import_module(module)
+    except Exception as error:  # it is the user's code: anything may come out of it
+        raise ConfigError(f"--eval: cannot import {module!r}: {type(error).__name__}: {error}") from error
+    metric: Metric | None = getattr(found, function, None)
+    if metric is None:
+        raise ConfigError(f"--eval: module {module!r} has no {function!r}")
     if not callable(metric):
         raise ConfigError(f"--eval: {reference!r} is no function")
     return metric
@@ -233,9 +235,14 @@ def run_metric(metric: Metric, session: Session) -> float:
     """The user's metric of one model.
 
     Raises:
-        ConfigError: it returns something that is no number.
+        ConfigError: it fails, or returns something that is no number.
     """
-    value = metric(session.raw)
+    try:
+        value = metric(session.raw)
+    except Exception as error:  # it is the user's code: anything may come out of it
+        *_, last = traceback.extract_tb(error.__traceback__)
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ConfigError(f"the metric failed in line {last.lineno} of {last.filename}: {what}; call it alone first") from error
     try:
         return float(value)
     except (TypeError, ValueError) as error:
