@@ -256,9 +256,8 @@ def refined(job: Job, sparse: ModelProto, progress: Progress) -> tuple[ModelProt
     held = Held(d, job.batches(job.decision), runtime)
     values = {name: graph.stored(name) for name in d.names}
     kinds = augment_kinds(config.augment)
-    checkpoint = None if job.finished is None else job.finished.folder / "refinement.npz"
-    key = repr((graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))
-    recipe = Recipe(config.refine, kinds, config.seed, job.settings.memory, runtime, checkpoint, key)
+    key = repr(("refinement", graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))
+    recipe = Recipe(config.refine, kinds, config.seed, job.settings.memory, runtime, job.finished, key)
     best, account = refine(d, values, job.calibration, held, recipe, progress)
     model = graphs.with_tensors(sparse, best)
     graphs.set_metadata(model, {"relrep.refine": str(config.refine), "relrep.augment": ",".join(account.augment) or "none"})

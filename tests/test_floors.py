@@ -15,7 +15,7 @@ FLOORS: Final[dict[str, int]] = {
     "types": 0,
     "memory": 0,
     **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment"), 1),
-    **dict.fromkeys(("graph", "runtime", "cache", "checkpoint", "files", "store", "points", "escape", "kernels"), 1),
+    **dict.fromkeys(("graph", "runtime", "cache", "files", "store", "points", "escape", "kernels"), 1),
     **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient", "deployment", "benchmark"), 2),
     **dict.fromkeys(("config", "repair", "distill", "export"), 3),
     **dict.fromkeys(("score", "allocate", "results", "statistics", "damage", "screen"), 4),
