@@ -131,8 +131,6 @@ def latency_of(scored: Scored) -> float:
     """
     layer = scored.layer
     kind: Kind = "product" if isinstance(layer.view, Contraction) else "pointwise" if layer.kernel == 1 else "conv"
-    if layer.channels == 1 and layer.groups > 1:
-        kind = "depthwise"
     return kernel_costs.COSTS[kernel_costs.REFERENCE].single[kind].mac * scored.macs / layer.size / 1e6
 
 
