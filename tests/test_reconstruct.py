@@ -218,7 +218,7 @@ def indefinite(low: float) -> tuple[Moments, FloatArray]:
     values, vectors = np.linalg.eigh(moments.inputs.gram[0])
     values[0] = low * values.mean()
     matrix = (vectors * values) @ vectors.T
-    inputs = Covariance(moments.inputs.count, moments.inputs.mean, matrix[None], None)
+    inputs = Covariance(moments.inputs.count, moments.inputs.mean, matrix[None], factored=False)
     return replace(moments, inputs=inputs), weight
 
 
@@ -257,8 +257,8 @@ def test_the_search_solves_its_systems(n: int, groups: int) -> None:
 def test_the_search_takes_what_float32_cannot(n: int, size: float) -> None:
     moments, weight = moments_of(23, n, 1, 24, 8)
     inputs = moments.inputs
-    matrix, factor = (None if part is None else part * scale for part, scale in ((inputs.matrix, size**2), (inputs.factor, size)))
-    extreme = Moments.dense(Covariance(inputs.count, inputs.mean * size, matrix, factor), weight)
+    values = inputs.values * (size if inputs.factored else size**2)
+    extreme = Moments.dense(replace(inputs, mean=inputs.mean * size, values=values), weight)
     usual = Moments.dense(inputs, weight)
     one = task(conv_layer(8, 8, 3), usual, weight, 96)
     found, expected = search_and_reconstruct(replace(one, moments=extreme)), search_and_reconstruct(one)
@@ -273,8 +273,8 @@ def quadratic_of(moments: Moments, weight: FloatArray) -> room.Quadratic:
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_kept_rows_and_their_gram_matrix_lead_to_the_same(pattern: str) -> None:
     moments, weight = moments_of(19, 40, 1, 72, 40)
-    assert moments.inputs.factor is not None
-    whole = replace(moments, inputs=replace(moments.inputs, matrix=moments.inputs.gram, factor=None))
+    assert moments.inputs.factored
+    whole = replace(moments, inputs=replace(moments.inputs, values=moments.inputs.gram, factored=False))
     layer = conv_layer(40, 8, 9)
     zeros = layer.size // 2
     rows, matrix = (search_and_reconstruct(task(layer, m, weight, zeros, pattern)) for m in (moments, whole))
