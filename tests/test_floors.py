@@ -15,7 +15,7 @@ FLOORS: Final[dict[str, int]] = {
     "types": 0,
     "memory": 0,
     **dict.fromkeys(("moments", "masks", "swaps", "patches", "adam", "augment"), 1),
-    **dict.fromkeys(("graph", "runtime", "files", "store", "points", "escape", "kernels"), 1),
+    **dict.fromkeys(("graph", "runtime", "files", "store", "escape", "kernels"), 1),
     **dict.fromkeys(("reconstruct", "data", "calibrate", "verify", "inspection", "gradient"), 2),
     **dict.fromkeys(("deployment", "benchmark", "cache"), 2),
     **dict.fromkeys(("config", "repair", "distill", "export"), 3),

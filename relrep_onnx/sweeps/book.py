@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from relrep_onnx.files import write_text
-from relrep_onnx.points import Figures
+from relrep_onnx.results import Figures
 from relrep_onnx.types import ConfigError
 
 

@@ -26,8 +26,7 @@ from relrep_onnx.estimate import fixed_memory
 from relrep_onnx.exporting import places_of
 from relrep_onnx.files import write_text
 from relrep_onnx.job import prepare, quiet
-from relrep_onnx.points import Figures, Point
-from relrep_onnx.results import Provenance, Sweep, to_json
+from relrep_onnx.results import Figures, Point, Provenance, Sweep, to_json
 from relrep_onnx.statistics import dense_statistics
 from relrep_onnx.sweeps.book import Book, key_of
 from relrep_onnx.sweeps.cluster import Cluster, connected
