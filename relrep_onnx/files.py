@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import secrets
 from collections.abc import Iterable
 from itertools import combinations
 from pathlib import Path
@@ -13,8 +15,24 @@ Named = tuple[str, Path]
 """What a user calls a file, such as --json, and its path."""
 
 
-def write_text(path: Path, text: str) -> None:
+def write(path: Path, *parts: bytes | memoryview) -> None:
     """Writes under a temporary name and moves into place.
+
+    Raises:
+        OSError: the file cannot be written; an old one stays.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.relrep-{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.writelines(parts)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # it is in its place, or there is nothing to remove it from
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text in the same way.
 
     Raises:
         ConfigError: the file cannot be written; an old one stays.
@@ -24,12 +42,9 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """The same for what is no text."""
-    temporary = path.with_name(f".{path.name}.relrep-{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write(path, content)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise ConfigError(f"cannot write {str(path)!r}: {error.strerror}") from error
 
 

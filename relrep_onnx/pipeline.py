@@ -98,7 +98,7 @@ def optimize(
 
     with TargetStore(job.settings.memory) as targets:
         with job.naming_samples():
-            scored = score(job, cache_dir, targets.put)
+            scored = score(job, cache_dir, targets.keep)
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from relrep_onnx import Config, ConfigError, Grid, ModelError, Sweep, VerificationError, compare, optimize, sweep
 from relrep_onnx.calibrate import dense_pass
 from relrep_onnx.cli import main
-from relrep_onnx.points import Figures, Point
+from relrep_onnx.results import Figures, Point
 from relrep_onnx.sweeps import parse_sparsities
 from relrep_onnx.sweeps.book import Book
 from relrep_onnx.sweeps.engines import processes

@@ -9,8 +9,9 @@ which ONNX Runtime has a layout of its own, to a sparse one or back.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
@@ -19,7 +20,7 @@ from relrep_onnx.export.sparse_int8 import int8_layers, rewrite_pools
 from relrep_onnx.export.sparse_layers import Candidate, float_layers
 from relrep_onnx.graph import Graph, activation_shapes
 from relrep_onnx.graph.batchnorm import fold_batchnorm
-from relrep_onnx.graph.index import reads
+from relrep_onnx.graph.index import reads, refill
 from relrep_onnx.kernels import functions
 from relrep_onnx.kernels.costs import COSTS, INT8_COSTS, REFERENCE, Costs
 from relrep_onnx.types import ConfigError, ModelError
@@ -35,12 +36,10 @@ GAIN: Final = 0.97
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer's prediction in microseconds (None where a shape is not known), and whether it becomes sparse."""
+    """One layer that could be sparse, its density, and whether it becomes so."""
 
     layer: str
     density: float
-    dense_us: float | None
-    sparse_us: float | None
     sparse: bool
 
 
@@ -84,7 +83,7 @@ def plan(
 ) -> tuple[Choice, ...]:
     """What `to_sparse_ort` would do with each layer that could be sparse; errors as there.
 
-    `caution` multiplies what the sparse layers are predicted to take before the choice, not the predictions given back.
+    `caution` multiplies what the sparse layers are predicted to take.
     """
     return _prepared(model, instruction_set, input_shapes or {}, None, caution)[2]
 
@@ -98,8 +97,7 @@ def _prepared(
 ) -> tuple[ModelProto, Sequence[Candidate], tuple[Choice, ...]]:
     if instruction_set not in COSTS:
         raise ConfigError(f"no costs for the instruction set {instruction_set!r}; known: {', '.join(COSTS)}")
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     if Graph(copy).opset < OLDEST_OPSET:
         raise ModelError(
             f"the model is of opset {Graph(copy).opset}; the sparse operators need {OLDEST_OPSET} or newer: convert it with "
@@ -117,13 +115,7 @@ def _prepared(
         chosen = set(layers)
     else:
         raise ConfigError(f"layers {sorted(set(layers) - names)} cannot be sparse; those that can: {sorted(names)}")
-    return copy, candidates, tuple(_choice(c, costs, c.name in chosen) for c in candidates)
-
-
-def _choice(candidate: Candidate, costs: Costs, sparse: bool) -> Choice:
-    work = candidate.work
-    dense = None if work is None else costs.dense_time(work)
-    return Choice(candidate.name, candidate.density, dense, None if work is None else costs.sparse_time(work), sparse)
+    return copy, candidates, tuple(Choice(c.name, c.density, c.name in chosen) for c in candidates)
 
 
 def _choose(candidates: Sequence[Candidate], costs: Costs, caution: float) -> set[str]:
@@ -186,13 +178,6 @@ def _drop_unread(model: ModelProto) -> None:
             break
         for node in unread:
             model.graph.node.remove(node)
-    _keep(model.graph.initializer, read)
+    refill(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in read])
     made = read | {name for node in model.graph.node for name in node.output}
-    _keep(model.graph.value_info, made)
-
-
-def _keep(items: Any, names: set[str]) -> None:
-    """Removes what is not named from a repeated field."""
-    kept = [item for item in items if item.name in names]
-    del items[:]
-    items.extend(kept)
+    refill(model.graph.value_info, [value for value in model.graph.value_info if value.name in made])

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from relrep_onnx.files import Named, write_text
-from relrep_onnx.points import Figures
+from relrep_onnx.results import Figures
 from relrep_onnx.types import ConfigError
 
 TABLES: Final = ("table.json", "table.csv", "table.md")

@@ -27,8 +27,7 @@ from relrep_onnx.export import check_forms
 from relrep_onnx.exporting import inputs_of, order_of
 from relrep_onnx.files import check_separate, write_text
 from relrep_onnx.job import prepare, quiet
-from relrep_onnx.points import Figures, Point
-from relrep_onnx.results import Provenance, Sweep, to_json
+from relrep_onnx.results import Figures, Point, Provenance, Sweep, to_json
 from relrep_onnx.statistics import dense_statistics
 from relrep_onnx.sweeps.book import TABLES, Book, key_of, written_in
 from relrep_onnx.sweeps.cluster import Cluster, connected
