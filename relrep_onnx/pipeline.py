@@ -147,7 +147,7 @@ def optimize(
             refinement=refinement,
             model=sparse,
             output=None if target is None else str(target),
-            before=measure(dense_files, reports, graphs.count_zeros(job.graph, job.layers)),
+            before=measure(dense_files, reports, job.zeros),
             after=measure(stage.files(), reports, zeros),
             fidelity=fidelity,
             metric_before=before,

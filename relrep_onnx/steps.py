@@ -137,7 +137,6 @@ def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
     def pooled(layer: Layer, matters: Callable[[FloatArray], FloatArray]) -> FloatArray:
         return job.pattern.pooled(layer, matters(graphs.read_weight(job.graph, layer)))
 
-    before = graphs.count_zeros(job.graph, job.layers)
     return [
         Candidate(
             layer=s.layer,
@@ -145,7 +144,7 @@ def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
             saliency=partial(pooled, s.layer, job.saliency),
             curve=s.curve,
             cost=COSTS[job.config.budget](s),
-            zeros=before[s.layer.name],
+            zeros=job.zeros[s.layer.name],
             limit=job.pattern.limit(s.layer),
             step=job.pattern.step,
         )
@@ -185,8 +184,7 @@ def repair_all(
         progress: told of the layers done.
     """
     chosen = repair or REPAIRS[job.config.repair]
-    before = graphs.count_zeros(job.graph, job.layers)
-    pruned = {layer.name for layer in job.layers if zeros[layer.name] > before[layer.name]}
+    pruned = {layer.name for layer in job.layers if zeros[layer.name] > job.zeros[layer.name]}
     if not pruned:
         return {}
 
