@@ -15,6 +15,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import relrep_onnx
 from relrep_onnx import kernels
@@ -358,6 +359,19 @@ def test_quiet_says_nothing(place: Path, tmp_path: Path) -> None:
     result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
     assert (tmp_path / "o.onnx").exists()
+
+
+def test_threads_hold_for_matrix_products_too(place: Path, tmp_path: Path) -> None:
+    def products() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2):
+        assert products() == {2}
+        arguments = ("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--quiet")
+        assert run(*arguments).exit_code == 0
+        assert products() == {2}
+        assert run(*arguments, "--threads", "1").exit_code == 0
+        assert products() == {1}
 
 
 def test_plain_progress_goes_to_stderr(place: Path, tmp_path: Path) -> None:
