@@ -23,9 +23,9 @@ from typing import Final
 
 import numpy as np
 
-from relrep_onnx.types import Budget, BudgetError, ConfigError, FloatArray, Layer, ScoreCurve, Window
+from relrep_onnx.types import Array, Budget, BudgetError, ConfigError, FloatArray, Layer, ScoreCurve, Window
 
-Path = Callable[[float], FloatArray]
+Growth = Callable[[float], FloatArray]
 """Level t in [0, 1] -> sparsity per layer, float64[layers], non-decreasing in t, from all zeros to all ones."""
 
 
@@ -56,7 +56,7 @@ NOISELESS: Final = 1e-12
 THIN: Final = 1 << 22
 """Scores of one layer that a threshold over all layers holds at most."""
 
-Allocator = Callable[[Sequence[Candidate], Budget], Path]
+Allocator = Callable[[Sequence[Candidate], Budget], Growth]
 
 
 def allocate(allocator: Allocator, candidates: Sequence[Candidate], budget: Budget) -> dict[str, int]:
@@ -66,21 +66,21 @@ def allocate(allocator: Allocator, candidates: Sequence[Candidate], budget: Budg
         BudgetError: the bounds make the budget impossible.
         ConfigError: a layer of the budget does not exist.
     """
-    path = allocator(candidates, budget)
-    return settle(path, candidates, budget)
+    growth = allocator(candidates, budget)
+    return settle(growth, candidates, budget)
 
 
-def uniform(candidates: Sequence[Candidate], budget: Budget) -> Path:
+def uniform(candidates: Sequence[Candidate], budget: Budget) -> Growth:
     """The same sparsity everywhere."""
     return lambda level: np.full(len(candidates), level)
 
 
-def global_magnitude(candidates: Sequence[Candidate], budget: Budget) -> Path:
+def global_magnitude(candidates: Sequence[Candidate], budget: Budget) -> Growth:
     """One threshold on the saliency of all weights."""
     return _threshold(c.saliency() ** 2 / c.cost for c in candidates)
 
 
-def lamp(candidates: Sequence[Candidate], budget: Budget) -> Path:
+def lamp(candidates: Sequence[Candidate], budget: Budget) -> Growth:
     """Layer-adaptive magnitude: one threshold on w^2 over the sum of all squares at least as large."""
 
     def scores(candidate: Candidate) -> FloatArray:
@@ -92,18 +92,18 @@ def lamp(candidates: Sequence[Candidate], budget: Budget) -> Path:
     return _threshold(map(scores, candidates))
 
 
-def erk(candidates: Sequence[Candidate], budget: Budget) -> Path:
+def erk(candidates: Sequence[Candidate], budget: Budget) -> Growth:
     """Erdos-Renyi-Kernel densities, capped at 1."""
     return _densities(np.array([_erk_factor(c.layer) for c in candidates]))
 
 
-def rr(candidates: Sequence[Candidate], budget: Budget) -> Path:
+def rr(candidates: Sequence[Candidate], budget: Budget) -> Growth:
     """ERK densities times RR at the asked sparsity: a layer whose damage repair undoes keeps less."""
     repairability = np.array([c.curve.rr_at(budget.sparsity) for c in candidates])
     return _densities(np.array([_erk_factor(c.layer) for c in candidates]) * np.nan_to_num(repairability, nan=1.0))
 
 
-def rr_curve(candidates: Sequence[Candidate], budget: Budget) -> Path:
+def rr_curve(candidates: Sequence[Candidate], budget: Budget) -> Growth:
     """Least summed damage to the outputs: the cheapest per unit of budget goes first, on each curve's convex hull."""
     hulls = [_convex_hull(c.curve) for c in candidates]
     owner = np.concatenate([np.full(len(s) - 1, i) for i, (s, _) in enumerate(hulls)])
@@ -113,14 +113,7 @@ def rr_curve(candidates: Sequence[Candidate], budget: Budget) -> Path:
     cost = width * np.array([candidates[i].cost * candidates[i].layer.size for i in owner])
     # The last weights of every layer go after all others: no distortion of one layer tells what its death does to the network.
     order = np.lexsort((damage / cost, final))
-    owner, width, cost = owner[order], width[order], cost[order]
-    ends = np.cumsum(cost)
-
-    def path(level: float) -> FloatArray:
-        share = np.clip((level * ends[-1] - ends) / cost + 1, 0.0, 1.0)
-        return np.bincount(owner, weights=share * width, minlength=len(candidates))
-
-    return path
+    return _in_turn(owner[order], width[order], cost[order], len(candidates))
 
 
 def whole_layers(allocator: Allocator) -> Allocator:
@@ -129,24 +122,26 @@ def whole_layers(allocator: Allocator) -> Allocator:
     For patterns that a layer follows whole or not at all; one layer at most is left in between.
     """
 
-    def whole(candidates: Sequence[Candidate], budget: Budget) -> Path:
+    def whole(candidates: Sequence[Candidate], budget: Budget) -> Growth:
         costs = np.array([c.cost * c.layer.size for c in candidates])
         most = np.array([c.limit / c.layer.size for c in candidates])
         inner = allocator(candidates, budget)
         level = _bisect(lambda t: float(costs @ inner(t)), budget.sparsity * float(costs.sum()))[1]
         order = np.argsort(-inner(level) / most, kind="stable")
-        parts = (costs * most)[order]
-        ends = np.cumsum(parts)
-
-        def path(level: float) -> FloatArray:
-            share = np.clip((level * ends[-1] - ends) / np.where(parts > 0, parts, 1.0) + 1, 0.0, 1.0)
-            result = np.empty(len(candidates))
-            result[order] = share * most[order]
-            return result
-
-        return path
+        return _in_turn(order, most[order], (costs * most)[order], len(candidates))
 
     return whole
+
+
+def _in_turn(owner: Array, width: FloatArray, cost: FloatArray, layers: int) -> Growth:
+    """Steps one after the other, each to its end: the layer it is of, the sparsity it adds there, what it costs."""
+    ends, divisor = np.cumsum(cost), np.where(cost > 0, cost, 1.0)
+
+    def growth(level: float) -> FloatArray:
+        share = np.clip((level * ends[-1] - ends) / divisor + 1, 0.0, 1.0)
+        return np.bincount(owner, weights=share * width, minlength=layers)
+
+    return growth
 
 
 def _bisect(rising: Callable[[float], float], goal: float) -> tuple[float, float]:
@@ -161,15 +156,15 @@ def _bisect(rising: Callable[[float], float], goal: float) -> tuple[float, float
     return below, above
 
 
-def settle(path: Path, candidates: Sequence[Candidate], budget: Budget) -> dict[str, int]:
-    """The zeros per layer at the level of the path that meets the budget, exactly; see `allocate`."""
+def settle(growth: Growth, candidates: Sequence[Candidate], budget: Budget) -> dict[str, int]:
+    """The zeros per layer at the level of growth that meets the budget, exactly; see `allocate`."""
     sizes = np.array([c.layer.size for c in candidates])
     costs = np.array([c.cost for c in candidates])
     steps = np.array([c.step for c in candidates])
     low, high, goal = _limits(candidates, budget, sizes, costs)
 
     def zeros(level: float) -> FloatArray:
-        wanted = path(level) * sizes
+        wanted = growth(level) * sizes
         # What is full is full, though the bound is no multiple of the step.
         rounded = np.where(wanted > high - 0.5, high, np.rint(wanted / steps) * steps)
         return np.asarray(np.clip(rounded, low, high), np.int64)
@@ -265,7 +260,7 @@ def _limits(
     return np.maximum(low, present), np.maximum(high, present), goal
 
 
-def _threshold(scores: Iterable[FloatArray]) -> Path:
+def _threshold(scores: Iterable[FloatArray]) -> Growth:
     """Sparsity per layer when the lowest fraction t of all scores goes, ties in layer order."""
     parts = [_thinned(layer) for layer in scores]
     owner = np.concatenate([np.full(len(values), i, np.int32) for i, (values, _) in enumerate(parts)])
@@ -275,11 +270,11 @@ def _threshold(scores: Iterable[FloatArray]) -> Path:
     ends = np.cumsum(counts)
     sizes = np.bincount(owner, counts)
 
-    def path(level: float) -> FloatArray:
+    def growth(level: float) -> FloatArray:
         below = np.searchsorted(ends, round(level * ends[-1]), side="right")
         return np.asarray(np.bincount(owner[:below], counts[:below], minlength=len(sizes)) / sizes)
 
-    return path
+    return growth
 
 
 def _thinned(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -291,18 +286,18 @@ def _thinned(scores: FloatArray) -> tuple[FloatArray, FloatArray]:
     return np.sort(flat)[(ends[:-1] + ends[1:]) // 2], np.diff(ends)
 
 
-def _densities(factors: FloatArray) -> Path:
+def _densities(factors: FloatArray) -> Growth:
     """Density proportional to the factors, capped at 1: the scale runs from all layers full to all empty."""
     factors = np.maximum(factors, 1e-12 * factors.max() or 1.0)  # all zero: all alike
     largest = 1.0 / factors.min()
     smallest = 1e-12 / factors.max()
 
-    def path(level: float) -> FloatArray:
+    def growth(level: float) -> FloatArray:
         # Geometric in t, so that the bisection resolves small and large scales alike.
         scale = largest * (smallest / largest) ** level * (level < 1.0)
         return np.asarray(1.0 - np.minimum(factors * scale, 1.0))
 
-    return path
+    return growth
 
 
 def _erk_factor(layer: Layer) -> float:

@@ -130,7 +130,7 @@ class Walk:
     def _session(self, number: int, repaired: Mapping[str, RepairedLayer], layers: Sequence[Layer]) -> Session:
         stage = self._stages[number]
         model = stage_model(self._graph, stage, self._types)
-        here = {name for position in stage.nodes for name in self._graph.model.graph.node[position].output}
+        here = {name for node in stage.nodes for name in node.output}
         for layer in layers:
             if layer.name in repaired and layer.uses[0].output in here:
                 write_layer(model, layer, repaired[layer.name])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import shlex
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import click
 import numpy as np
@@ -19,32 +19,15 @@ from relrep_onnx.commands.common import COMMAND_LINE
 from relrep_onnx.escape import clean
 from relrep_onnx.types import ConfigError, RelRepError, VerificationError
 
-
-class UsageFailure(click.ClickException):
-    """A setting is wrong or cannot apply."""
-
-    exit_code = 2
+CODES: Final[Mapping[type[RelRepError], int]] = {ConfigError: 2, VerificationError: 3}
+"""Of the package's errors; all others are 1."""
 
 
-class GateFailure(click.ClickException):
-    """A gate was not met."""
-
-    exit_code = 3
-
-
-FAILURES: dict[type[RelRepError], type[click.ClickException]] = {ConfigError: UsageFailure, VerificationError: GateFailure}
-
-
-class Interrupted(click.ClickException):
-    """Ctrl-C ended the run; what it had not finished is gone, and what was there before stays."""
-
-    exit_code = 128 + signal.SIGINT
-
-
-class Terminated(click.ClickException):
-    """SIGTERM did."""
-
-    exit_code = 128 + signal.SIGTERM
+def failure(message: str, code: int = 1) -> click.ClickException:
+    """An error that ends a command with an exit code."""
+    error = click.ClickException(clean(message))
+    error.exit_code = code  # type: ignore[misc]  # click says it is the class's, and reads the instance's
+    return error
 
 
 @contextmanager
@@ -52,7 +35,7 @@ def ending_cleanly() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does: temporary files go, and the exit code tells."""
 
     def end(number: int, frame: object) -> None:
-        raise Terminated("ended by SIGTERM; unfinished output was discarded")
+        raise failure("ended by SIGTERM; unfinished output was discarded", 128 + signal.SIGTERM)
 
     try:
         before = signal.signal(signal.SIGTERM, end)
@@ -62,13 +45,13 @@ def ending_cleanly() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted("interrupted; unfinished output was discarded") from error
+        raise failure("interrupted; unfinished output was discarded", 128 + signal.SIGINT) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 class Commands(click.Group):
-    """Turns the package's errors into one sentence and an exit code; all but the above are 1."""
+    """Turns the package's errors into one sentence and an exit code."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keeps what was typed, for reports."""
@@ -82,20 +65,17 @@ class Commands(click.Group):
             with ending_cleanly(), np.errstate(over="ignore", invalid="ignore"):
                 return super().invoke(ctx)
         except RelRepError as error:
-            kind = FAILURES.get(type(error), click.ClickException)
-            raise kind(clean(str(error))) from error
+            raise failure(str(error), CODES.get(type(error), 1)) from error
         except EncodeError as error:
-            raise click.ClickException(
+            raise failure(
                 "this needs the model in one piece, and it is over 2 GB; `optimize` without --refine, to the form onnx, does not"
             ) from error
         except MemoryError as error:
-            raise click.ClickException(
-                "out of memory; give --max-memory, fewer --num-samples or a smaller --batch-size"
-            ) from error
+            raise failure("out of memory; give --max-memory, fewer --num-samples or a smaller --batch-size") from error
         except OSError as error:
             if error.errno == errno.EPIPE:  # whoever read the output has gone; click ends quietly
                 raise
-            raise click.ClickException(clean(f"{error.filename or 'the system'}: {error.strerror or error}")) from error
+            raise failure(f"{error.filename or 'the system'}: {error.strerror or error}") from error
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

@@ -9,6 +9,7 @@ a node without a gradient rule stands before an output, the tensors it reads tak
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +29,7 @@ from relrep_onnx.graph import (
     reads,
     serialized,
 )
+from relrep_onnx.graph.index import refill
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, Feeds, Layer, ModelError
 
@@ -161,10 +163,8 @@ def opened(model: ModelProto, runtime: RuntimeOptions, what: str) -> Session:
 
 def showing(model: ModelProto, names: Iterable[str]) -> ModelProto:
     """A copy whose outputs are these tensors, without what they do not need."""
-    shown = ModelProto()
-    shown.CopyFrom(model)
-    del shown.graph.output[:]
-    shown.graph.output.extend(ValueInfoProto(name=name) for name in names)
+    shown = deepcopy(model)
+    refill(shown.graph.output, [ValueInfoProto(name=name) for name in names])
     return without_unused(shown)
 
 
@@ -216,8 +216,7 @@ def step(d: Distillation, trace: Trace) -> Step:
     loss = op("Sum", "loss", parts, ())
 
     constants = {"tiny": TINY, **{f"{g}/share": 1 / len(n) for g, n in (("ends", d.ends), ("outputs", d.outputs)) if n}}
-    model = ModelProto()
-    model.CopyFrom(d.sparse)
+    model = deepcopy(d.sparse)
     model.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.float32), LOSS + n) for n, v in constants.items())
     shapes.update({LOSS + n: () for n in constants})
     dtypes.update({LOSS + n: np.dtype(np.float32) for n in constants})
@@ -231,10 +230,8 @@ def _beside(built: ModelProto, d: Distillation) -> ModelProto:
     """The step with the dense network in front of it, which feeds it the features it aims at."""
     teacher = onnx.compose.add_prefix(showing(d.dense, d.aims), DENSE)
     shared = [helper.make_node("Identity", [i.name], [DENSE + i.name]) for i in Graph(d.dense).inputs]
-    both = ModelProto()
-    both.CopyFrom(built)
-    del both.graph.node[:]
-    both.graph.node.extend([*shared, *teacher.graph.node, *built.graph.node])
+    both = deepcopy(built)
+    refill(both.graph.node, [*shared, *teacher.graph.node, *built.graph.node])
     both.graph.initializer.extend(teacher.graph.initializer)
     both.functions.extend(teacher.functions)
     both.ir_version = max(both.ir_version, 8)  # initializers need not be inputs, and functions may be local
@@ -242,6 +239,5 @@ def _beside(built: ModelProto, d: Distillation) -> ModelProto:
     for entry in (*teacher.opset_import, *built.opset_import):
         domain = "" if entry.domain in STANDARD_DOMAINS else entry.domain
         imports[domain] = max(entry.version, imports.get(domain, 1))
-    del both.opset_import[:]
-    both.opset_import.extend(helper.make_opsetid(domain, version) for domain, version in imports.items())
+    refill(both.opset_import, [helper.make_opsetid(domain, version) for domain, version in imports.items()])
     return both

@@ -246,7 +246,7 @@ def test_stages_of_a_shared_weight_wait_for_its_last_user() -> None:
     stages = plan_stages(Graph(model), layers_of(model))
     assert [[layer.name for layer in stage.layers] for stage in stages] == [["first"], ["left"], ["last"]]
     assert "x" in stages[1].alive, "the first user's activation waits for the second's"
-    outputs = [{model.graph.node[p].output[0] for p in stage.nodes} for stage in stages]
+    outputs = [{node.output[0] for node in stage.nodes} for stage in stages]
     assert {"left", "right"} <= outputs[2]
 
 

@@ -13,6 +13,7 @@ them, and with int8 a Mul by one scale per channel, of the axis that loses least
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from relrep_onnx.export.forms import EXACT, Order, Product, Values
 from relrep_onnx.graph import Graph, detach, raise_opset
+from relrep_onnx.graph.index import leading_to, refill
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, VerificationError
 
@@ -52,9 +54,7 @@ def compact(model: ModelProto, order: Order) -> Product:
         VerificationError: ONNX Runtime unpacks a tensor to other bits than were packed.
         ModelError: the operator set is older than 11 and cannot be raised.
     """
-    raised = raise_opset(model, LEAST_OPSET)
-    copy = ModelProto()
-    copy.CopyFrom(raised)
+    copy = deepcopy(raise_opset(model, LEAST_OPSET))
     graph = Graph(copy)
     writer = _Writer(graph)
     expected: dict[str, Array] = {}
@@ -77,9 +77,7 @@ def compact(model: ModelProto, order: Order) -> Product:
         notes.append("nothing is sparse enough to get smaller; the file is the dense one")
         return Product(model, EXACT, tuple(notes))
     detach(copy, expected)
-    others = list(copy.graph.node)
-    del copy.graph.node[:]
-    copy.graph.node.extend([*writer.nodes, *others])
+    refill(copy.graph.node, [*writer.nodes, *copy.graph.node])
     copy.graph.initializer.extend(writer.tensors)
     copy.ir_version = max(copy.ir_version, 4)  # initializers that are no inputs
     check_unpacking(copy, expected, order.runtime)
@@ -209,19 +207,10 @@ def check_unpacking(model: ModelProto, expected: Mapping[str, Array], runtime: R
     Raises:
         VerificationError: naming the first tensor that differs.
     """
-    graph = Graph(model)
-    nodes: list[NodeProto] = []
-    waiting, seen = list(expected), set[str]()
-    while waiting:
-        node = graph.producers.get(waiting.pop())
-        if node is not None and node.output[0] not in seen:
-            seen.add(node.output[0])
-            nodes.append(node)
-            waiting.extend(node.input)
+    nodes = leading_to(model.graph.node, expected)
     names = {name for node in nodes for name in node.input}
-    order = {name: place for place, name in enumerate(graph.producers)}
     part = helper.make_graph(
-        sorted(nodes, key=lambda node: order[node.output[0]]),
+        nodes,
         "unpacking",
         [],
         [

@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +28,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from relrep_onnx.export.forms import Order, Product, Target
 from relrep_onnx.export.int8_nodes import unreached_nodes, wrong_nodes
 from relrep_onnx.graph import Graph, find_layers, raise_opset, read_weight, set_metadata, write_layer
+from relrep_onnx.graph.index import refill
 from relrep_onnx.runtime import FAILURES, RuntimeOptions, Session, quiet_tools
 from relrep_onnx.types import (
     Array,
@@ -136,8 +138,7 @@ def rounding_shifts(
     """
     if not weights:
         return {}
-    probed = ModelProto()
-    probed.CopyFrom(model)
+    probed = deepcopy(model)
     graph = Graph(model)
     del probed.graph.output[:]
     for w in weights:
@@ -158,8 +159,7 @@ def rounding_shifts(
 
 
 def _twin(node: NodeProto, weight: Rounded, mean: str, opset: int) -> Iterator[NodeProto]:
-    twin = NodeProto()
-    twin.CopyFrom(node)
+    twin = deepcopy(node)
     twin.ClearField("name")
     twin.input[:] = [node.input[0], f"{PROBE}{weight.layer.weight}"]
     twin.output[:] = [f"{mean}_all"]
@@ -255,9 +255,7 @@ class FeedsReader(CalibrationDataReader):  # type: ignore[misc]
 def _tidied(quantized: ModelProto, source: ModelProto) -> ModelProto:
     """Without the domains that nothing uses, which the optimizer lists, and with the source's metadata."""
     used = {node.domain for node in quantized.graph.node} | {entry.domain for entry in source.opset_import} | {""}
-    kept = [entry for entry in quantized.opset_import if entry.domain in used]
-    del quantized.opset_import[:]
-    quantized.opset_import.extend(kept)
+    refill(quantized.opset_import, [entry for entry in quantized.opset_import if entry.domain in used])
     del quantized.metadata_props[:]
     set_metadata(quantized, {entry.key: entry.value for entry in source.metadata_props})
     return quantized

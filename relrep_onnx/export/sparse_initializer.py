@@ -6,6 +6,7 @@ ONNX Runtime makes them dense while loading, and few other tools read them at al
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Final
 
 import numpy as np
@@ -23,8 +24,7 @@ WARNING: Final = (
 
 def sparse_initializer(model: ModelProto, _: Order) -> Product:
     """Stores every tensor that gets smaller by it as a sparse one."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     graph = Graph(copy)
     sparse: dict[str, SparseTensorProto] = {}
     for name, tensor in graph.tensors.items():

@@ -9,8 +9,9 @@ which ONNX Runtime has a layout of its own, to a sparse one or back.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from onnx import ModelProto, helper, numpy_helper
@@ -19,7 +20,7 @@ from relrep_onnx.export.sparse_int8 import int8_layers, rewrite_pools
 from relrep_onnx.export.sparse_layers import Candidate, float_layers
 from relrep_onnx.graph import Graph, activation_shapes
 from relrep_onnx.graph.batchnorm import fold_batchnorm
-from relrep_onnx.graph.index import reads
+from relrep_onnx.graph.index import reads, refill
 from relrep_onnx.kernels import functions
 from relrep_onnx.kernels.costs import COSTS, INT8_COSTS, REFERENCE, Costs
 from relrep_onnx.types import ConfigError, ModelError
@@ -98,8 +99,7 @@ def _prepared(
 ) -> tuple[ModelProto, Sequence[Candidate], tuple[Choice, ...]]:
     if instruction_set not in COSTS:
         raise ConfigError(f"no costs for the instruction set {instruction_set!r}; known: {', '.join(COSTS)}")
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     if Graph(copy).opset < OLDEST_OPSET:
         raise ModelError(
             f"the model is of opset {Graph(copy).opset}; the sparse operators need {OLDEST_OPSET} or newer: convert it with "
@@ -186,13 +186,6 @@ def _drop_unread(model: ModelProto) -> None:
             break
         for node in unread:
             model.graph.node.remove(node)
-    _keep(model.graph.initializer, read)
+    refill(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in read])
     made = read | {name for node in model.graph.node for name in node.output}
-    _keep(model.graph.value_info, made)
-
-
-def _keep(items: Any, names: set[str]) -> None:
-    """Removes what is not named from a repeated field."""
-    kept = [item for item in items if item.name in names]
-    del items[:]
-    items.extend(kept)
+    refill(model.graph.value_info, [value for value in model.graph.value_info if value.name in made])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto
 
 from relrep_onnx.gradient.table import RULES
 from relrep_onnx.gradient.tape import Trace
-from relrep_onnx.graph.index import RANDOM, Graph, is_standard, reads
+from relrep_onnx.graph.index import RANDOM, Graph, is_standard, reads, refill
 from relrep_onnx.types import Array, Feeds
 
 MEASURES = frozenset({"Shape", "Size"})
@@ -60,11 +61,9 @@ class Reach:
             feeds: the inputs by name.
             run: runs a model on them and gives the named outputs.
         """
-        exposed = ModelProto()
-        exposed.CopyFrom(self.graph.model)
+        exposed = deepcopy(self.graph.model)
         names = [name for node in exposed.graph.node for name in node.output if name]
-        del exposed.graph.output[:]
-        exposed.graph.output.extend(ValueInfoProto(name=name) for name in names)
+        refill(exposed.graph.output, [ValueInfoProto(name=name) for name in names])
         seen = {**feeds, **{name: self.graph.stored(name) for name in self.graph.tensors}, **run(exposed, feeds, names)}
         arrays = {name: np.asarray(value) for name, value in seen.items() if not isinstance(value, list | dict)}
         values = {name: array for name, array in arrays.items() if name in self.static and array.dtype.kind in "iu"}

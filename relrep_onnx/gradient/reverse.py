@@ -8,6 +8,7 @@ A node without a rule is a wall: nothing passes it, and the loss must be made of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import numpy as np
 from onnx import ModelProto, NodeProto, ValueInfoProto
@@ -15,7 +16,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from relrep_onnx.gradient.reach import Reach
 from relrep_onnx.gradient.table import RULES
 from relrep_onnx.gradient.tape import Tape, Trace
-from relrep_onnx.graph.index import Graph, reads
+from relrep_onnx.graph.index import Graph, leading_to, reads, refill
 from relrep_onnx.types import ModelError
 
 
@@ -42,8 +43,7 @@ def gradient_model(model: ModelProto, loss: str, wrt: Sequence[str], trace: Trac
         touched = not active.isdisjoint(node.input) and any(t.gradient(name) for name in node.output)
         if touched and reach.obstacle(node) is None:
             _pass_back(t, node, active)
-    result = ModelProto()
-    result.CopyFrom(model)
+    result = deepcopy(model)
     wanted = [loss]
     for name in wrt:
         gradient = t.gradient(name)
@@ -52,8 +52,7 @@ def gradient_model(model: ModelProto, loss: str, wrt: Sequence[str], trace: Trac
         wanted.append(t.op("Identity", gradient))  # a name of its own, even where one gradient serves two tensors
     result.graph.node.extend(t.nodes)
     result.graph.initializer.extend(t.tensors.values())
-    del result.graph.output[:]
-    result.graph.output.extend(ValueInfoProto(name=name) for name in wanted)
+    refill(result.graph.output, [ValueInfoProto(name=name) for name in wanted])
     del result.graph.value_info[:]
     return without_unused(result)
 
@@ -70,15 +69,9 @@ def _pass_back(t: Tape, node: NodeProto, active: set[str]) -> None:
 
 def without_unused(model: ModelProto) -> ModelProto:
     """The model without nodes and tensors that no output needs; its inputs stay."""
-    needed = {value.name for value in model.graph.output}
-    kept = []
-    for node in reversed(model.graph.node):
-        if not needed.isdisjoint(node.output):
-            needed.update(reads(node))
-            kept.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(reversed(kept))
-    tensors = [tensor for tensor in model.graph.initializer if tensor.name in needed]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(tensors)
+    outputs = {value.name for value in model.graph.output}
+    nodes = leading_to(model.graph.node, outputs)
+    needed = outputs.union(*map(reads, nodes))
+    refill(model.graph.node, nodes)
+    refill(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in needed])
     return model

@@ -14,14 +14,26 @@ operator sets before 11, where both branches must give the same shape.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
 
-from relrep_onnx.graph.index import RANDOM, Graph, display_name, is_standard, reads, subgraphs
+from relrep_onnx.graph.index import (
+    RANDOM,
+    Graph,
+    all_defined,
+    defined,
+    display_name,
+    is_standard,
+    leading_to,
+    reads,
+    refill,
+    subgraphs,
+)
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
 from relrep_onnx.graph.rewrite import following_add, seen_type
 from relrep_onnx.types import Array, Window
@@ -67,8 +79,7 @@ def flatten(model: ModelProto) -> Flat:
     scope = Graph(model)
     if scope.opset < DIFFERENT_SHAPES or not any(_holds_layers(scope, node) for node in model.graph.node):
         return Flat(model, model)
-    flat = ModelProto()
-    flat.CopyFrom(model)
+    flat = deepcopy(model)
     lift = _Lift(flat.graph)
     lift.graph(flat.graph, Graph(flat), ())
     _name_nodes_apart(flat.graph, {node.name for node in model.graph.node}, set(defined(model.graph)))
@@ -151,7 +162,7 @@ class _Lift:
                 self.graph(item.g, scope.within(item.g), here)
                 nodes.extend(self._branch(node, item.name, item.g, scope.within(item.g)))
             nodes.append(node)
-        replace_nodes(graph, nodes)
+        refill(graph.node, nodes)
 
     def _name_apart(self, body: GraphProto, path: Path) -> None:
         """Gives tensors of a branch names that no other graph of the model has."""
@@ -210,7 +221,7 @@ class _Lift:
     def _part(self, node: NodeProto, attribute: str, rest: Sequence[NodeProto], wanted: str, empty: Array) -> NodeProto:
         """An `If` that gives one tensor of a branch, or something empty where the other branch runs."""
         here, there, output = (self._fresh(wanted) for _ in range(3))
-        run = [*_leading_to(rest, {wanted}), helper.make_node("Identity", [wanted], [here])]
+        run = [*leading_to(rest, {wanted}), helper.make_node("Identity", [wanted], [here])]
         other = [helper.make_node("Constant", [], [there], value=numpy_helper.from_array(empty))]
         gated = helper.make_node("If", [node.input[0]], [output], name=self._fresh(display_name(node)))
         other_attribute = "else_branch" if attribute == "then_branch" else "then_branch"
@@ -224,38 +235,13 @@ class _Lift:
         read = {name for inner in body.node for name in reads(inner)}
         ends = {name for inner in rest if read.isdisjoint(inner.output) for name in inner.output}
         made = {name for inner in rest for name in inner.output}
-        nodes = _leading_to(rest, {value.name for value in body.output} | ends)
+        nodes = leading_to(rest, {value.name for value in body.output} | ends)
         for value in body.output:
             if value.name not in made:
                 nodes.append(helper.make_node("Identity", [value.name], [self._fresh(value.name)]))
                 value.name = nodes[-1].output[0]
         del body.initializer[:], body.value_info[:]
-        replace_nodes(body, nodes)
-
-
-def defined(graph: GraphProto) -> Iterator[str]:
-    """Names of the tensors that a graph itself makes or stores."""
-    yield from (value.name for value in graph.input)
-    yield from (tensor.name for tensor in graph.initializer)
-    yield from (name for node in graph.node for name in node.output if name)
-
-
-def all_defined(graph: GraphProto) -> Iterator[str]:
-    """The same with the graphs inside it."""
-    yield from defined(graph)
-    for node in graph.node:
-        for inner in subgraphs(node):
-            yield from all_defined(inner)
-
-
-def _leading_to(nodes: Sequence[NodeProto], names: Iterable[str]) -> list[NodeProto]:
-    """Those of the nodes that the tensors depend on."""
-    wanted, chosen = set(names), []
-    for node in reversed(nodes):
-        if not wanted.isdisjoint(node.output):
-            chosen.append(node)
-            wanted |= set(reads(node))
-    return chosen[::-1]
+        refill(body.node, nodes)
 
 
 def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
@@ -270,13 +256,6 @@ def _rename(graph: GraphProto, names: Mapping[str, str]) -> None:
         for inner in subgraphs(node):
             own = set(defined(inner))
             _rename(inner, {old: new for old, new in names.items() if old not in own})
-
-
-def replace_nodes(graph: GraphProto, nodes: Sequence[NodeProto]) -> None:
-    """Gives a graph other nodes."""
-    kept = list(nodes)
-    del graph.node[:]
-    graph.node.extend(kept)
 
 
 def _name_nodes_apart(graph: GraphProto, taken: set[str], own: set[str]) -> None:

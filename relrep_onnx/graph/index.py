@@ -7,9 +7,9 @@ Each is a bijection on elements, so the weight a node sees and the tensor that i
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -75,6 +75,47 @@ def reads(node: NodeProto) -> list[str]:
     for inner in subgraphs(node):
         names.extend(sorted(captured(inner)))
     return names
+
+
+def with_bodies(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
+    """Nodes, each followed by those of the graphs inside it."""
+    for node in nodes:
+        yield node
+        for inner in subgraphs(node):
+            yield from with_bodies(inner.node)
+
+
+def leading_to(nodes: Sequence[NodeProto], names: Iterable[str], stop: Set[str] = frozenset()) -> list[NodeProto]:
+    """Those of the nodes that the tensors depend on, in their order; not beyond the tensors in `stop`."""
+    wanted, chosen = set(names) - stop, []
+    for node in reversed(nodes):
+        if not wanted.isdisjoint(node.output):
+            chosen.append(node)
+            wanted |= set(reads(node)) - stop
+    return chosen[::-1]
+
+
+def defined(graph: GraphProto) -> Iterator[str]:
+    """Names of the tensors that a graph itself makes or stores."""
+    yield from (value.name for value in graph.input)
+    yield from (tensor.name for tensor in graph.initializer)
+    yield from (tensor.values.name for tensor in graph.sparse_initializer)
+    yield from (name for node in graph.node for name in node.output if name)
+
+
+def all_defined(graph: GraphProto) -> Iterator[str]:
+    """The same with the graphs inside it."""
+    yield from defined(graph)
+    for node in with_bodies(graph.node):
+        for inner in subgraphs(node):
+            yield from defined(inner)
+
+
+def refill(field: Any, items: Iterable[Any]) -> None:
+    """Gives a repeated field of a message other items, which may be some of its own."""
+    kept = list(items)
+    del field[:]
+    field.extend(kept)
 
 
 def display_name(node: NodeProto) -> str:
@@ -233,22 +274,12 @@ class Graph:
 
     def fresh(self, base: str) -> str:
         """A tensor name that is not in use."""
-        used = _names(self.model.graph) | set(self.tensors)
+        used = {*all_defined(self.model.graph), *self.tensors}
         name, number = base, 1
         while name in used:
             number += 1
             name = f"{base}_{number}"
         return name
-
-
-def _names(graph: GraphProto) -> set[str]:
-    """Every tensor name of a graph and the graphs inside it."""
-    used = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
-    for node in graph.node:
-        used.update(node.input, node.output)
-        for inner in subgraphs(node):
-            used |= _names(inner)
-    return used
 
 
 def tensor_like(array: Array, tensor: TensorProto, layer: str) -> TensorProto:

@@ -12,7 +12,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from relrep_onnx.graph.branches import with_shortcut
 from relrep_onnx.graph.filters import are_tones, has_long_kernels
-from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, subgraphs
+from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, subgraphs, with_bodies
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
 from relrep_onnx.graph.stages import levels
 from relrep_onnx.types import EXTREME, ConfigError, FloatArray, Layer, Selection, Skipped, Use
@@ -233,7 +233,7 @@ def _unreachable(graph: Graph, min_size: int) -> Iterator[Skipped]:
         yield from _in_bodies(graph, node, min_size)
     for function in graph.model.functions:
         where = f"inside the model-local function {function.name!r}"
-        for node in _with_bodies(function.node):
+        for node in with_bodies(function.node):
             if node.op_type in OPERATORS and is_standard(node):
                 reason = f"{where}; inline the functions first, with onnx.inliner.inline_local_functions"
                 yield Skipped(display_name(node), node.op_type, reason)
@@ -264,13 +264,6 @@ def _in_bodies(graph: Graph, node: NodeProto, min_size: int, outside: str = "") 
             except NotPrunable as reason:
                 yield Skipped(display_name(inner), inner.op_type, str(reason))
             yield from _in_bodies(scope, inner, min_size, where)
-
-
-def _with_bodies(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for inner in subgraphs(node):
-            yield from _with_bodies(inner.node)
 
 
 def _stored_size(graph: Graph, name: str, kinds: Collection[int]) -> int:

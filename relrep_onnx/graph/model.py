@@ -13,6 +13,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -63,9 +64,7 @@ def load(source: ModelSource, *, lazily: bool = False) -> LoadedModel:
         ModelError: no such file, not ONNX or not sound, or external data that is missing or lies outside the model's folder.
     """
     if isinstance(source, ModelProto):
-        model = ModelProto()
-        model.CopyFrom(source)
-        path = None
+        model, path = deepcopy(source), None
     else:
         path = Path(source)
         try:

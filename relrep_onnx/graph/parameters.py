@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from relrep_onnx.graph.index import Graph, tensor_like
+from relrep_onnx.graph.index import Graph, refill, tensor_like
 from relrep_onnx.graph.layers import locate, node_of
 from relrep_onnx.graph.operators import OPERATORS
 from relrep_onnx.graph.rewrite import following_add
@@ -47,15 +48,11 @@ def parameters(graph: Graph, layers: Iterable[Layer]) -> list[Parameter]:
 def as_inputs(model: ModelProto, names: Iterable[str]) -> ModelProto:
     """A copy of a model that takes stored tensors as inputs."""
     graph = Graph(model)
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     wanted = {name: graph.tensors[name] for name in names}
-    tensors = [tensor for tensor in copy.graph.initializer if tensor.name not in wanted]
-    nodes = [node for node in copy.graph.node if wanted.keys().isdisjoint(node.output)]  # their Constant nodes
     given = {value.name for value in copy.graph.input}
-    del copy.graph.initializer[:], copy.graph.node[:]
-    copy.graph.initializer.extend(tensors)
-    copy.graph.node.extend(nodes)
+    refill(copy.graph.initializer, [tensor for tensor in copy.graph.initializer if tensor.name not in wanted])
+    refill(copy.graph.node, [node for node in copy.graph.node if wanted.keys().isdisjoint(node.output)])  # their Constant nodes
     copy.graph.input.extend(
         helper.make_tensor_value_info(name, tensor.data_type, list(tensor.dims))
         for name, tensor in wanted.items()
@@ -70,8 +67,7 @@ def with_tensors(model: ModelProto, values: Mapping[str, Array]) -> ModelProto:
     Raises:
         ModelError: a value does not fit the dtype.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     graph = Graph(copy)
     for name, value in values.items():
         tensor: TensorProto = graph.tensors[name]

@@ -8,12 +8,13 @@ is removed, so a file grows by its new biases only.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
 from onnx import ModelProto, NodeProto, StringStringEntryProto, TensorProto, helper, numpy_helper
 
-from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, tensor_like
+from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, refill, tensor_like
 from relrep_onnx.graph.layers import locate, node_of, read_weight
 from relrep_onnx.graph.operators import OPERATORS, Form
 from relrep_onnx.types import Array, FloatArray, Layer, ModelError, RepairedLayer
@@ -46,8 +47,7 @@ def write_layer(model: ModelProto, layer: Layer, repaired: RepairedLayer, before
 
 def with_layer(model: ModelProto, layer: Layer, repaired: RepairedLayer) -> ModelProto:
     """A copy of the model with one layer repaired."""
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     write_layer(copy, layer, repaired)
     return copy
 
@@ -65,8 +65,7 @@ def set_metadata(model: ModelProto, values: Mapping[str, str]) -> None:
     """Adds metadata entries, replacing those of the same key and keeping all others."""
     kept = [entry for entry in model.metadata_props if entry.key not in values]
     added = [StringStringEntryProto(key=key, value=value) for key, value in sorted(values.items())]
-    del model.metadata_props[:]
-    model.metadata_props.extend([*kept, *added])
+    refill(model.metadata_props, [*kept, *added])
 
 
 def _shift_bias(graph: Graph, layer: Layer, output: str, form: Form, shift: FloatArray, kind: int) -> None:
@@ -187,5 +186,4 @@ def _drop_unread(model: ModelProto, name: str) -> None:
 
 def _set_attribute(node: NodeProto, name: str, value: float) -> None:
     kept = [item for item in node.attribute if item.name != name]
-    del node.attribute[:]
-    node.attribute.extend([*kept, helper.make_attribute(name, value)])
+    refill(node.attribute, [*kept, helper.make_attribute(name, value)])

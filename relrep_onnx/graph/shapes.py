@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 
 import onnx
 from google.protobuf.message import EncodeError
@@ -24,8 +25,7 @@ def activation_shapes(
     Raises:
         ConfigError: a shape for an input that does not exist or has another rank.
     """
-    copy = ModelProto()
-    copy.CopyFrom(model)
+    copy = deepcopy(model)
     inputs = {value.name: value for value in copy.graph.input}
     for name, shape in fixed.items():
         if name not in inputs:

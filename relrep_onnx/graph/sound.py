@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, defs, numpy_helper
 
 from relrep_onnx.graph.external import stored_tensors
-from relrep_onnx.graph.index import STANDARD_DOMAINS, display_name, is_standard, reads, subgraphs
+from relrep_onnx.graph.index import STANDARD_DOMAINS, display_name, is_standard, reads, refill, subgraphs, with_bodies
 from relrep_onnx.graph.tensors import is_outside, place_of
 from relrep_onnx.memory import free_memory
 from relrep_onnx.types import ModelError
@@ -54,22 +54,15 @@ def make_sound(model: ModelProto) -> tuple[str, ...]:
     for node in _nodes(model):
         _check_node(node)
     opset = max((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), default=1)
-    for node in _inside(model.graph.node):
+    for node in with_bodies(model.graph.node):
         _check_inputs(node, min(max(opset, 1), defs.onnx_opset_version()))
     return (*_densify(model.graph), *(note for graph in _graphs(model) for note in _once(graph)), *_in_order(model.graph))
 
 
 def _nodes(model: ModelProto) -> Iterator[NodeProto]:
-    yield from _inside(model.graph.node)
+    yield from with_bodies(model.graph.node)
     for function in model.functions:
-        yield from _inside(function.node)
-
-
-def _inside(nodes: Iterable[NodeProto]) -> Iterator[NodeProto]:
-    for node in nodes:
-        yield node
-        for inner in subgraphs(node):
-            yield from _inside(inner.node)
+        yield from with_bodies(function.node)
 
 
 def _graphs(model: ModelProto) -> Iterator[GraphProto]:
@@ -146,8 +139,7 @@ def _once(graph: GraphProto) -> Iterator[str]:
             if kept[tensor.name] != tensor:
                 raise ModelError(f"two different stored tensors are called {tensor.name!r}; export the model anew")
     if copies:
-        del graph.initializer[:]
-        graph.initializer.extend(kept.values())
+        refill(graph.initializer, kept.values())
     yield from (f"the stored tensor {name!r} was there more than once" for name in dict.fromkeys(t.name for t in copies))
 
 
@@ -189,7 +181,5 @@ def _in_order(graph: GraphProto) -> Iterator[str]:
     if len(order) < len(before):
         stuck = next(number for number in range(len(before)) if waiting[number])
         raise ModelError(f"the graph has a cycle through or before {display_name(graph.node[stuck])!r}; export the model anew")
-    nodes = list(graph.node)
-    del graph.node[:]
-    graph.node.extend(nodes[number] for number in order)
+    refill(graph.node, [graph.node[number] for number in order])
     yield "the nodes were not in an order in which they can run, and were sorted"

@@ -14,7 +14,7 @@ from typing import Final
 from google.protobuf.message import EncodeError
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto, helper
 
-from relrep_onnx.graph.index import Graph, reads
+from relrep_onnx.graph.index import Graph, leading_to, reads
 from relrep_onnx.graph.tensors import whole
 from relrep_onnx.types import Layer, ModelError
 
@@ -25,9 +25,9 @@ SPLIT: Final = "split the largest tensor that is stored there"
 
 @dataclass(frozen=True)
 class Stage:
-    """Nodes (positions in the graph), the live tensors they read, those they add, and those alive afterwards."""
+    """Nodes in graph order, the live tensors they read, those they add, and those alive afterwards."""
 
-    nodes: tuple[int, ...]
+    nodes: tuple[NodeProto, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     alive: frozenset[str]
@@ -85,21 +85,20 @@ def plan_stages(graph: Graph, layers: Sequence[Layer]) -> list[Stage]:
         raise ModelError(f"the users of the shared weight {dependent.weight!r} depend on each other")
     ready = {layer.name: max(level.get(use.activation, 0) for use in layer.uses) for layer in layers}
     last = max(ready.values(), default=-1)
-    members: list[list[int]] = [[] for _ in range(last + 1)]
+    members: list[list[NodeProto]] = [[] for _ in range(last + 1)]
     needs = {la.name: {*(use.activation for use in la.uses), *filter(None, [la.shortcut])} for la in layers}
-    for position in _leading_to(graph, set().union(*needs.values())):
-        members[max(level[name] for name in graph.model.graph.node[position].output if name)].append(position)
+    for node in leading_to(graph.model.graph.node, set().union(*needs.values()), graph.constant_names):
+        members[max(level[name] for name in node.output if name)].append(node)
     last_reader: dict[str, int] = {}
-    for k, positions in enumerate(members):
-        for position in positions:
-            last_reader.update(dict.fromkeys(reads(graph.model.graph.node[position]), k))
+    for k, nodes in enumerate(members):
+        for node in nodes:
+            last_reader.update(dict.fromkeys(reads(node), k))
     activations: list[set[str]] = [set() for _ in members]
     for layer in layers:
         activations[ready[layer.name]].update(needs[layer.name])
     stages = []
     born: dict[str, int] = {value.name: -1 for value in graph.inputs}
-    for k, positions in enumerate(members):
-        nodes = [graph.model.graph.node[p] for p in positions]
+    for k, nodes in enumerate(members):
         made = [name for node in nodes for name in node.output if name]
         wanted = {name for node in nodes for name in reads(node)} & set(born)
         born.update(dict.fromkeys(made, k))
@@ -107,7 +106,7 @@ def plan_stages(graph: Graph, layers: Sequence[Layer]) -> list[Stage]:
         alive = frozenset(name for name in born if last_reader.get(name, -1) > k or name in later)
         stages.append(
             Stage(
-                nodes=tuple(positions),
+                nodes=tuple(nodes),
                 inputs=tuple(sorted(wanted)),
                 outputs=tuple(name for name in made if name in alive),
                 alive=alive,
@@ -117,24 +116,13 @@ def plan_stages(graph: Graph, layers: Sequence[Layer]) -> list[Stage]:
     return stages
 
 
-def _leading_to(graph: Graph, names: set[str]) -> list[int]:
-    """Positions, in graph order, of the nodes that the given tensors depend on, those of constants left out."""
-    wanted = names - graph.constant_names
-    positions = []
-    for position, node in reversed(list(enumerate(graph.model.graph.node))):
-        if any(name in wanted for name in node.output):
-            positions.append(position)
-            wanted |= set(reads(node)) - graph.constant_names
-    return positions[::-1]
-
-
 def stage_model(graph: Graph, stage: Stage, types: Mapping[str, str]) -> ModelProto:
     """The stage as a model of its own; `types` gives each live input's type as ONNX Runtime spells it.
 
     Raises:
         ModelError: one of its stored tensors is over 2 GB.
     """
-    nodes = _with_constants(graph, [graph.model.graph.node[p] for p in stage.nodes])
+    nodes = _with_constants(graph, stage.nodes)
     needed = {name for node in nodes for name in reads(node)}
     inner = GraphProto(name="stage")
     inner.node.extend(nodes)

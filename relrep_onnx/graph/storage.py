@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from onnx import ModelProto, helper, shape_inference, version_converter
 
 from relrep_onnx.graph.external import MESSAGE
-from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph
+from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, refill
 from relrep_onnx.graph.tensors import forget_file, is_outside, whole
 from relrep_onnx.types import ModelError
 
@@ -68,16 +68,9 @@ def detach(model: ModelProto, names: Collection[str]) -> None:
     An initializer of old models is an input as well; that entry goes too, for a tensor that is computed cannot be fed.
     """
     graph = model.graph
-    tensors = [tensor for tensor in graph.initializer if tensor.name not in names]
-    del graph.initializer[:]
-    graph.initializer.extend(tensors)
-    for values in (graph.input, graph.value_info):
-        kept = [value for value in values if value.name not in names]
-        del values[:]
-        values.extend(kept)
-    nodes = [node for node in graph.node if node.op_type != "Constant" or node.output[0] not in names]
-    del graph.node[:]
-    graph.node.extend(nodes)
+    for values in (graph.initializer, graph.input, graph.value_info):
+        refill(values, [value for value in values if value.name not in names])
+    refill(graph.node, [node for node in graph.node if node.op_type != "Constant" or node.output[0] not in names])
 
 
 def raise_opset(model: ModelProto, least: int) -> ModelProto:
@@ -100,6 +93,5 @@ def raise_opset(model: ModelProto, least: int) -> ModelProto:
     known = {entry.domain for entry in raised.opset_import} | set(STANDARD_DOMAINS)
     raised.opset_import.extend(entry for entry in model.opset_import if entry.domain not in known)
     raised.ir_version = max(model.ir_version, _LEAST_IR[least])
-    del raised.metadata_props[:]
-    raised.metadata_props.extend(model.metadata_props)
+    refill(raised.metadata_props, model.metadata_props)
     return raised

@@ -6,6 +6,7 @@ absolute path, which was checked when the model was loaded; `content` and `whole
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,8 +68,7 @@ def whole(tensor: TensorProto) -> TensorProto:
     """The tensor itself where it holds its bytes, else a copy that does; raises as `bring_in` does."""
     if not is_outside(tensor):
         return tensor
-    copy = TensorProto()
-    copy.CopyFrom(tensor)
+    copy = deepcopy(tensor)
     bring_in(copy, place_of(tensor))
     return copy
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
-from relrep_onnx.graph.flatten import Flat, Path, defined, replace_nodes
-from relrep_onnx.graph.index import Graph, reads
+from relrep_onnx.graph.flatten import Flat, Path
+from relrep_onnx.graph.index import Graph, defined, reads, refill
 
 
 def unflatten(flat: Flat, sparse: ModelProto) -> ModelProto:
@@ -27,13 +28,10 @@ def unflatten(flat: Flat, sparse: ModelProto) -> ModelProto:
         gone |= {name for node in nodes for name in node.input if name in after.tensors and name not in before.tensors}
     branching = {home.path[0][0] for home in flat.homes.values()}
     old = {name: node for node in flat.original.graph.node for name in branching.intersection(node.output)}
-    model = ModelProto()
-    model.CopyFrom(sparse)
+    model = deepcopy(sparse)
     kept = [node for node in model.graph.node if gone.isdisjoint(node.output)]
-    replace_nodes(model.graph, [next((old[name] for name in node.output if name in old), node) for node in kept])
-    tensors = [tensor for tensor in model.graph.initializer if tensor.name not in gone]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(tensors)
+    refill(model.graph.node, [next((old[name] for name in node.output if name in old), node) for node in kept])
+    refill(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name not in gone])
     for name, home in flat.homes.items():
         if name in after.tensors and after.tensors[name] != before.tensors.get(name):
             stored = _stored(_body(model.graph, home.path), home.name)
@@ -61,8 +59,7 @@ def _put_back(body: GraphProto, output: str, before: NodeProto, rewritten: Seque
     fresh = [(slot, name) for slot, name in enumerate(layer.input) if name not in before.input]
     for slot, name in fresh:
         node.input[slot] = name
-    del node.attribute[:]
-    node.attribute.extend(layer.attribute)
+    refill(node.attribute, layer.attribute)
     biases = [name for _, name in fresh]
     nodes = list(body.node)
     for add in adds:
@@ -72,10 +69,8 @@ def _put_back(body: GraphProto, output: str, before: NodeProto, rewritten: Seque
     nodes[position:position] = [helper.make_node("Constant", [], [name], value=after.tensors[name]) for name in biases]
     wanted = {name for inner in nodes for name in reads(inner)} | {value.name for value in body.output}
     unread = set(read) - wanted
-    tensors = [tensor for tensor in body.initializer if tensor.name not in unread]
-    del body.initializer[:]
-    body.initializer.extend(tensors)
-    replace_nodes(body, [inner for inner in nodes if inner.op_type != "Constant" or unread.isdisjoint(inner.output)])
+    refill(body.initializer, [tensor for tensor in body.initializer if tensor.name not in unread])
+    refill(body.node, [inner for inner in nodes if inner.op_type != "Constant" or unread.isdisjoint(inner.output)])
 
 
 def _body(graph: GraphProto, path: Path) -> GraphProto:
