@@ -52,7 +52,7 @@ def to_sparse_ort(
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     layers: Collection[str] | None = None,
 ) -> ModelProto:
-    """The model with the layers that gain from it rewritten; the given one is not changed.
+    """The model with the layers that gain from it rewritten; the given one is not changed, and given back where none gains.
 
     Args:
         model: any ONNX model of opset 12 or newer.
@@ -67,12 +67,13 @@ def to_sparse_ort(
     copy, candidates, choices = _prepared(model, instruction_set, input_shapes or {}, layers)
     names = {choice.layer for choice in choices if choice.sparse}
     chosen = [candidate for candidate in candidates if candidate.name in names]
+    if not chosen:
+        return model  # folding BatchNormalization alone gains nothing
     for candidate in chosen:
         _rewrite(copy, candidate)
-    if chosen:
-        rewrite_pools(copy, {candidate.nodes[-1].output[0] for candidate in chosen})
-        _drop_unread(copy)
-        copy.ir_version = max(copy.ir_version, IR_VERSION)
+    rewrite_pools(copy, {candidate.nodes[-1].output[0] for candidate in chosen})
+    _drop_unread(copy)
+    copy.ir_version = max(copy.ir_version, IR_VERSION)
     return copy
 
 
