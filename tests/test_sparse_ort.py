@@ -135,6 +135,37 @@ def test_a_sum_with_a_broadcast_is_not_fused() -> None:
     assert operators(sparse) == ["SparseConv", "GlobalAveragePool", "Add"]
 
 
+@pytest.mark.parametrize(
+    ("batch", "other", "fused"), [("N", 1, 0), (1, "N", 0), ("N", "M", 0), ("N", "N", 1), (3, 3, 1), (1, 3, 0)]
+)
+@pytest.mark.parametrize("op", ["Conv", "MatMul"])
+def test_a_sum_is_fused_only_where_both_sides_always_have_one_shape(
+    op: str, batch: int | str, other: int | str, fused: bool
+) -> None:
+    weight, inside = (sparse_weight(1, (8, 8, 1, 1), 0.3), (8, 5, 5)) if op == "Conv" else (sparse_weight(1, (8, 8), 0.3), (5, 8))
+    nodes = [helper.make_node(op, ["x", "w"], ["c"], name="layer"), helper.make_node("Add", ["c", "r"], ["y"])]
+    model = build(nodes, {"x": [batch, *inside], "r": [other, *inside]}, ["y"], {"w": weight})
+    sparse = to_sparse_ort(model, layers=["layer"])
+    assert operators(sparse)[0].endswith("Add") == fused
+    sizes = [size if isinstance(size, int) else {"N": 3, "M": 1}[size] for size in (batch, other)]
+    feeds = {name: random(seed, size, *inside) for seed, (name, size) in enumerate(zip("xr", sizes, strict=True))}
+    (wanted,) = session(model, sparse=False).run(None, feeds)
+    for library in (False, True) if kernels.available() else (False,):
+        assert close(session(sparse, sparse=library).run(None, feeds)[0], wanted)
+
+
+def test_a_sum_of_open_sizes_is_fused_along_one_path() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "d"], ["half"], strides=[2, 2], kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        helper.make_node("Conv", ["half", "w"], ["c"], name="layer", **CONV),
+        helper.make_node("Add", ["half", "c"], ["y"]),
+    ]
+    stored = {"d": random(1, 8, 8, 3, 3), "w": sparse_weight(1, (8, 8, 3, 3), 0.1)}
+    model = build(nodes, {"x": ["N", 8, "H", "W"]}, ["y"], stored)
+    sparse = to_sparse_ort(model, input_shapes={"x": (1, 8, 30, 41)}, layers=["layer"])
+    assert operators(sparse) == ["Conv", "SparseConvAdd"]
+
+
 def test_a_sum_of_one_tensor_with_itself_is_not_fused() -> None:
     nodes = [helper.make_node("Conv", ["x", "w"], ["c"], name="conv"), helper.make_node("Add", ["c", "c"], ["y"])]
     sparse = agree(build(nodes, {"x": [1, 4, 6, 6]}, ["y"], {"w": sparse_weight(1, (4, 4, 1, 1), 0.3)}), layers=["conv"])

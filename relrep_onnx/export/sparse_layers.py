@@ -22,6 +22,8 @@ from relrep_onnx.types import Array
 
 QUAD_FILL: Final = 1.33
 """As in the kernels: up to how many weights per nonzero four output channels are computed together."""
+STEP: Final = 64
+"""A size that a network halves and doubles again still fits it when it is longer by this."""
 LARGEST: Final = float(np.finfo(np.float32).max)
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -88,8 +90,26 @@ class FloatLayer(Candidate):
         return Operator(body, inputs, {"weight_shape": self.weight.shape, **self.attributes})
 
 
-def float_layers(model: ModelProto, shapes: Shapes) -> list[FloatLayer]:
-    """All of a model whose BatchNormalization is folded; works and neighbours as far as shapes are known."""
+def other_sizes(model: ModelProto, given: Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's inputs in which open dimensions are longer than in `given`, by as much only where they share a name."""
+    steps: dict[object, int] = {}
+    sizes = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        known = given.get(value.name, tuple(dim.dim_value or 1 for dim in dims))
+        longer = [
+            0 if dim.HasField("dim_value") else steps.setdefault(dim.dim_param or (value.name, axis), (len(steps) + 1) * STEP)
+            for axis, dim in enumerate(dims)
+        ]
+        sizes[value.name] = tuple(size + step for size, step in zip(known, longer, strict=True))
+    return sizes
+
+
+def float_layers(model: ModelProto, shapes: Shapes, others: Shapes) -> list[FloatLayer]:
+    """All of a model whose BatchNormalization is folded; works and neighbours as far as shapes are known.
+
+    `others` are the shapes at `other_sizes`: the kernels add a residual of the output's shape only, at any batch.
+    """
     graph = Graph(model)
     found: list[FloatLayer] = []
     taken: set[str] = set()  # outputs of nodes that a candidate holds
@@ -99,7 +119,7 @@ def float_layers(model: ModelProto, shapes: Shapes) -> list[FloatLayer]:
         candidate = _convolution(graph, node) if node.op_type == "Conv" else _product(graph, node)
         if candidate is None:
             continue
-        _take_followers(graph, candidate, shapes, taken)
+        _take_followers(graph, candidate, (shapes, others), taken)
         quads = _shares_positions(candidate.weight)
         candidate.work = work_of(candidate, shapes, density=candidate.density, quads=quads)
         taken.update(name for member in candidate.nodes for name in member.output)
@@ -162,7 +182,7 @@ def only_reader(graph: Graph, name: str) -> NodeProto | None:
     return readers[0][0]
 
 
-def _take_followers(graph: Graph, candidate: FloatLayer, shapes: Shapes, taken: set[str]) -> None:
+def _take_followers(graph: Graph, candidate: FloatLayer, sizes: Sequence[Shapes], taken: set[str]) -> None:
     """Extends a candidate by a constant Add (products), a residual Add, and an activation."""
 
     def following() -> NodeProto | None:
@@ -178,8 +198,9 @@ def _take_followers(graph: Graph, candidate: FloatLayer, shapes: Shapes, taken: 
             candidate.nodes.append(node)
             node = following()
     if node is not None and node.op_type == "Add" and len(set(node.input)) == 2:
-        other = node.input[1 - list(node.input).index(candidate.nodes[-1].output[0])]
-        same = shapes.get(other) is not None and shapes.get(other) == shapes.get(node.output[0])
+        own = candidate.nodes[-1].output[0]
+        other = node.input[1 - list(node.input).index(own)]
+        same = all(own in shapes and shapes[own] == shapes.get(other) for shapes in sizes)
         if same and other not in graph.constant_names:
             candidate.residual = other
             candidate.nodes.append(node)

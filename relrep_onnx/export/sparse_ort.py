@@ -17,7 +17,7 @@ import numpy as np
 from onnx import ModelProto, helper, numpy_helper
 
 from relrep_onnx.export.sparse_int8 import int8_layers, rewrite_pools
-from relrep_onnx.export.sparse_layers import Candidate, float_layers
+from relrep_onnx.export.sparse_layers import Candidate, float_layers, other_sizes
 from relrep_onnx.graph import Graph, activation_shapes
 from relrep_onnx.graph.batchnorm import fold_batchnorm
 from relrep_onnx.graph.index import reads, refill
@@ -109,7 +109,7 @@ def _prepared(
     fold_batchnorm(copy)
     shapes = activation_shapes(copy, input_shapes, lambda _: None)
     quantized = int8_layers(copy, shapes)
-    candidates = quantized or float_layers(copy, shapes)
+    candidates = quantized or float_layers(copy, shapes, activation_shapes(copy, other_sizes(copy, input_shapes), lambda _: None))
     costs = (INT8_COSTS if quantized else COSTS)[instruction_set]
     names = {candidate.name for candidate in candidates}
     if layers is None:
