@@ -90,6 +90,12 @@ def test_layers_that_are_not_named_stay_dense(layers: list[str]) -> None:
     assert sum(op.startswith("Sparse") for op in operators(sparse)) == len(layers)
 
 
+def test_a_layer_without_a_name_takes_nobody_elses() -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["q"]), helper.make_node("Sigmoid", ["q"], ["y"], name="q")]
+    sparse = agree(build(nodes, {"x": ["N", 24]}, ["y"], {"w": sparse_weight(1, (24, 16), 0.1)}), layers=["q"])
+    assert [node.name for node in sparse.graph.node] == ["", "q"]
+
+
 def test_the_given_model_is_not_changed() -> None:
     model = residual_network()
     before = model.SerializeToString()

@@ -114,7 +114,7 @@ def rewrite_pools(model: ModelProto, planar: Collection[str]) -> None:
             continue
         before, after = graph.fresh(f"{y.name}.before"), graph.fresh(f"{y.name}.after")
         window = [item for item in pool.attribute if item.name in POOL_ATTRIBUTES]
-        last = helper.make_node("NhwcMaxPool", [before], [after], name=display_name(pool), domain=POOL_DOMAIN)
+        last = helper.make_node("NhwcMaxPool", [before], [after], name=pool.name, domain=POOL_DOMAIN)
         last.attribute.extend(window)
         nodes = [
             helper.make_node("Transpose", [x.name], [before], perm=[0, 2, 3, 1]),

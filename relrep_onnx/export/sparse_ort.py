@@ -169,7 +169,7 @@ def _rewrite(model: ModelProto, candidate: Candidate) -> None:
         names.append(source)
     output = candidate.nodes[-1].output[0]
     node = helper.make_node(
-        operator.body.name, names, [output], name=candidate.name, domain=functions.DOMAIN, **operator.attributes
+        operator.body.name, names, [output], name=candidate.nodes[0].name, domain=functions.DOMAIN, **operator.attributes
     )
     place = next(i for i, n in enumerate(model.graph.node) if n.output[:1] == [output])
     model.graph.node.insert(place, node)
