@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +23,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from relrep_onnx.export.forms import EXACT, Order, Product, Values
 from relrep_onnx.graph import Graph, detach, raise_opset
-from relrep_onnx.graph.index import leading_to, refill
+from relrep_onnx.graph.index import all_defined, leading_to, refill
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, VerificationError
 
@@ -141,7 +142,9 @@ class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.nodes: list[NodeProto] = []
         self.tensors: list[TensorProto] = []
-        self._prefix = graph.fresh("unpack")
+        names = {*all_defined(graph.model.graph), *graph.tensors}
+        prefixes = ("unpack" + "_" * more for more in count())
+        self._prefix = next(prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names))
         self._made = 0
         self._shared: set[str] = set()
 
