@@ -196,6 +196,24 @@ def test_a_residual_of_higher_rank_product() -> None:
     assert operators(sparse) == ["SparseGemmAddRelu"]
 
 
+@pytest.mark.parametrize(("rank", "fused"), [(1, True), (2, True), (3, False)])
+def test_a_shift_that_adds_an_axis_is_no_bias(rank: int, fused: bool) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], name="product"), helper.make_node("Add", ["m", "b"], ["y"])]
+    stored = {"w": sparse_weight(1, (24, 16), 0.1), "b": random(2, *[1] * (rank - 1), 16)}
+    sparse = agree(build(nodes, {"x": ["N", 24]}, ["y"], stored), layers=["product"])
+    assert operators(sparse) == ["SparseGemm", *(["Add"] if not fused else [])]
+
+
+@pytest.mark.parametrize(
+    ("shape", "possible"), [((), True), ((1,), True), ((1, 1), True), ((16,), True), ((1, 16), True), ((16, 1), False)]
+)
+def test_a_bias_of_gemm_is_one_number_or_a_row(shape: tuple[int, ...], possible: bool) -> None:
+    stored = {"w": sparse_weight(1, (24, 16), 0.1), "c": random(2, *shape)}
+    model = build([helper.make_node("Gemm", ["x", "w", "c"], ["y"], name="gemm", beta=2.0)], {"x": [16, 24]}, ["y"], stored)
+    assert len(plan(model)) == possible
+    agree(model, layers=["gemm"] if possible else [])
+
+
 @pytest.mark.parametrize("kind", ["same padding", "computed weight", "one dimension", "left operand", "transposed input"])
 def test_what_cannot_be_sparse_stays_dense(kind: str) -> None:
     stored: dict[str, Array] = {"w": sparse_weight(1, (8, 8, 1, 1), 0.1)}

@@ -168,7 +168,7 @@ def _product(graph: Graph, node: NodeProto) -> FloatLayer | None:
     bias: Array = np.zeros(weight.shape[0], np.float32)
     if len(node.input) > 2 and node.input[2]:
         given = _constant(graph, node, 2)
-        if given is None or given.size not in (1, bias.size) or given.shape[-1:] not in ((), (1,), bias.shape):
+        if given is None or not (given.size == 1 or given.shape[-1] == given.size == bias.size):
             return None
         bias = bias + given.reshape(-1) * np.float32(number(node, "beta", 1.0))
     return FloatLayer(display_name(node), weight, [node], bias, {})
@@ -191,9 +191,10 @@ def _take_followers(graph: Graph, candidate: FloatLayer, sizes: Sequence[Shapes]
 
     node = following()
     if node is not None and node.op_type == "Add" and candidate.nodes[0].op_type != "Conv":
-        slot = 1 - list(node.input).index(candidate.nodes[-1].output[0])
-        shift = _constant(graph, node, slot)
-        if shift is not None and shift.size == candidate.bias.size and shift.shape[-1:] == candidate.bias.shape:
+        own = candidate.nodes[-1].output[0]
+        shift = _constant(graph, node, 1 - list(node.input).index(own))
+        rank = max(1, len(sizes[0].get(own, ())))  # a shift of more axes would give the sum more
+        if shift is not None and shift.ndim <= rank and shift.shape[-1:] == (shift.size,) == candidate.bias.shape:
             candidate.bias = candidate.bias + shift.reshape(-1)
             candidate.nodes.append(node)
             node = following()
