@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,26 @@ def wide_network(density: float) -> ModelProto:
     stored = {f"w{i}": sparse_weight(i, (64, 64, 3, 3), density) for i in range(3)}
     nodes = [helper.make_node("Conv", [f"t{i}", f"w{i}"], [f"t{i + 1}"], name=f"conv{i}", **CONV) for i in range(3)]
     return build(nodes, {"t0": [1, 64, 28, 28]}, ["t3"], stored)
+
+
+def test_the_way_between_two_convolutions_may_be_long() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["t0"], name="first", **CONV),
+        *(helper.make_node("Sin", [f"t{i}"], [f"t{i + 1}"]) for i in range(1500)),
+        helper.make_node("Conv", ["t1500", "w"], ["y"], name="last", **CONV),
+    ]
+    model = build(nodes, {"x": ["N", 8, 6, 6]}, ["y"], {"w": sparse_weight(1, (8, 8, 3, 3), 0.1)})
+    assert [choice.layer for choice in plan(model)] == ["first", "last"]
+
+
+def test_choosing_among_many_layers_takes_no_cubic_time() -> None:
+    densities = np.random.default_rng(0).choice([0.02, 0.05, 0.3, 0.9], 400)
+    stored = {f"w{i}": sparse_weight(i, (16, 16, 3, 3), density) for i, density in enumerate(densities)}
+    nodes = [helper.make_node("Conv", [f"t{i}", f"w{i}"], [f"t{i + 1}"], **CONV) for i in range(400)]
+    model = build(nodes, {"t0": ["N", 16, 16, 16]}, ["t400"], stored)
+    start = time.process_time()
+    assert 0 < sum(choice.sparse for choice in plan(model)) < 400
+    assert time.process_time() - start < 8
 
 
 @pytest.mark.parametrize("instruction_set", COSTS)

@@ -244,19 +244,21 @@ def find_neighbours(graph: Graph, candidates: Sequence[Candidate], shapes: Shape
     """Fills in the neighbours of every convolution."""
     owner = {name: c for c in candidates for member in c.nodes for name in member.output}
 
-    def sources(name: str, seen: set[str]) -> set[str]:
-        if name in owner:
-            return {owner[name].name}
-        node = graph.producers.get(name)
-        if name in seen or node is None:
-            return set()
-        seen.add(name)
-        return {source for other in reads(node) for source in sources(other, seen)}
+    def sources(name: str) -> set[str]:
+        found, seen, waiting = set(), set(), [name]
+        while waiting:
+            name = waiting.pop()
+            if name in owner:
+                found.add(owner[name].name)
+            elif name in graph.producers and name not in seen:
+                seen.add(name)
+                waiting.extend(reads(graph.producers[name]))
+        return found
 
     convolutions = {c.name for c in candidates if c.nodes[0].op_type == "Conv"}
     for candidate in candidates:
         if candidate.name not in convolutions:
             continue
         for name in candidate.sources:
-            for source in (sources(name, set()) & convolutions) - {candidate.name}:
+            for source in (sources(name) & convolutions) - {candidate.name}:
                 candidate.neighbours[source] = float(np.prod(shapes.get(name, (0,))))

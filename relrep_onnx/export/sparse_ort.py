@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -32,6 +33,8 @@ DENSEST: Final = 0.35
 """A layer of unknown shape is rewritten up to this density."""
 GAIN: Final = 0.97
 """A plan must be predicted to take at most this share of the dense time."""
+ROUNDING: Final = 1e-9
+"""Microseconds: a flip that saves less is noise, and could come back for ever."""
 
 
 @dataclass(frozen=True)
@@ -132,22 +135,34 @@ def _choose(candidates: Sequence[Candidate], costs: Costs, caution: float) -> se
     known = [c for c in candidates if c.work is not None]
     gains = {c.name: costs.dense_time(c.work) - caution * costs.sparse_time(c.work) for c in known if c.work is not None}
 
-    def saved(chosen: set[str]) -> float:
-        crossings = sum(size for c in known for other, size in c.neighbours.items() if (c.name in chosen) != (other in chosen))
-        return sum(gains[name] for name in chosen) - costs.reorder * crossings / 1e6
+    links: dict[str, list[tuple[str, float]]] = {name: [] for name in gains}
+    for c in known:
+        for other, size in c.neighbours.items():
+            links[c.name].append((other, size))
+            if other in links:
+                links[other].append((c.name, size))
 
-    best: set[str] = set()
-    for start in (set(gains), {name for name, gain in gains.items() if gain > 0}):
-        current = start
-        while True:
-            flipped = max((current ^ {name} for name in gains), key=saved, default=current)
-            if saved(flipped) <= saved(current):
+    def saved_by(name: str, chosen: set[str]) -> float:
+        """What flipping one layer saves."""
+        crossings = sum(size if (name in chosen) == (other in chosen) else -size for other, size in links[name])
+        return (-gains[name] if name in chosen else gains[name]) - costs.reorder * crossings / 1e6
+
+    best, most = set[str](), 0.0
+    for start in (gains, [name for name, gain in gains.items() if gain > 0]):
+        current, saved = set[str](), 0.0
+        for name in start:
+            saved += saved_by(name, current)
+            current.add(name)
+        while gains:
+            change, flipped = max(((saved_by(name, current), name) for name in gains), key=itemgetter(0))
+            if change <= ROUNDING:
                 break
-            current = flipped
-        if saved(current) > saved(best):
-            best = current
+            saved += change
+            current ^= {flipped}
+        if saved > most:
+            best, most = current, saved
     dense = sum(costs.dense_time(c.work) for c in known if c.work is not None)
-    if saved(best) < (1 - GAIN) * dense:
+    if most < (1 - GAIN) * dense:
         best = set()
     return best | {c.name for c in candidates if c.work is None and c.density <= DENSEST}
 
