@@ -11,8 +11,8 @@ from onnx import ModelProto, NodeProto, helper
 from relrep_onnx.export import Order
 from relrep_onnx.export.int8 import int8
 from relrep_onnx.export.int8_nodes import unreached_nodes, wrong_nodes
-from relrep_onnx.graph import Graph
-from relrep_onnx.types import Array, Feeds
+from relrep_onnx.graph import Graph, find_layers
+from relrep_onnx.types import Array, Feeds, Selection
 from tests import models
 from tests.encoder import encoder, sentences
 from tests.models import build, random, run
@@ -150,13 +150,19 @@ def test_bytes_spread_through_copies_and_stop_behind_a_layer_in_float() -> None:
     assert reached(nodes, **tensors) == {"a", "flat", "longer", "turned"}
 
 
+@pytest.mark.parametrize("axes", [(1,), (1, 2), (1, 3)])
+@pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("tones", [True, False])
-def test_transforms_stay_floating(tones: bool) -> None:
+def test_transforms_stay_floating(tones: bool, behind: bool, axes: tuple[int, ...]) -> None:
+    """Along either axis of an image, and behind nodes that only move it: what pruning leaves alone, int8 does."""
     times = np.arange(64)
     bank = np.cos(2 * np.pi * np.outer(np.arange(4, 20), times) / 64) * np.hanning(64) if tones else random(0, 16, 64)
-    stored = {"w": bank[:, None].astype(np.float32)}
-    model = build([node("Conv", "x w", "y")], {"x": ["N", 1, 256]}, ["y"], stored)
+    stored = {"w": np.expand_dims(bank, axes).astype(np.float32)}
+    shape = ["N", *np.expand_dims(np.zeros(256), tuple(axis - 1 for axis in axes)).shape]
+    nodes = [node("Identity", "w", "v"), node("Conv", "x v", "y")] if behind else [node("Conv", "x w", "y")]
+    model = build(nodes, {"x": shape}, ["y"], stored)
     assert wrong_nodes(Graph(model)) == (["y"] if tones else [])
+    assert [skipped.node for skipped in find_layers(Graph(model), Selection())[1]] == (["y"] if tones else [])
 
 
 def test_bodies_of_if_read_behind_the_activation() -> None:

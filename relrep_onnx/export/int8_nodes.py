@@ -16,7 +16,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto
 
 from relrep_onnx.graph import Graph
-from relrep_onnx.graph.filters import LONG, are_tones
+from relrep_onnx.graph.filters import is_bank
 from relrep_onnx.graph.index import captured, is_standard, subgraphs
 
 WEIGHT_SLOTS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -81,11 +81,12 @@ def unreached_nodes(graph: Graph, wrong: Collection[str]) -> list[str]:
 
 
 def _is_transform(graph: Graph, node: NodeProto) -> bool:
-    """Whether a convolution of one channel along one axis is a bank of windowed tones."""
-    stored = graph.tensors.get(node.input[1])
-    if stored is None or stored.dims[1] != 1 or max(stored.dims[2:]) != math.prod(stored.dims[1:]) or stored.dims[-1] < LONG:
+    """Whether a convolution is a bank of windowed tones."""
+    weight = graph.value(node.input[1])
+    if weight is None:
         return False
-    return are_tones(graph.stored(stored.name).reshape(stored.dims[0], -1).astype(np.float64))
+    cols = math.prod(weight.shape[1:])
+    return is_bank(weight.shape[2:], cols, lambda: weight.reshape(-1, cols).astype(np.float64))
 
 
 def _takes_bytes(graph: Graph, node: NodeProto, reached: Collection[str], captives: Collection[str]) -> bool:
