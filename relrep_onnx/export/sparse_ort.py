@@ -39,12 +39,10 @@ ROUNDING: Final = 1e-9
 
 @dataclass(frozen=True)
 class Choice:
-    """One layer's prediction in microseconds (None where a shape is not known), and whether it becomes sparse."""
+    """One layer that could be sparse, its density, and whether it becomes so."""
 
     layer: str
     density: float
-    dense_us: float | None
-    sparse_us: float | None
     sparse: bool
 
 
@@ -89,7 +87,7 @@ def plan(
 ) -> tuple[Choice, ...]:
     """What `to_sparse_ort` would do with each layer that could be sparse; errors as there.
 
-    `caution` multiplies what the sparse layers are predicted to take before the choice, not the predictions given back.
+    `caution` multiplies what the sparse layers are predicted to take.
     """
     return _prepared(model, instruction_set, input_shapes or {}, None, caution)[2]
 
@@ -121,13 +119,7 @@ def _prepared(
         chosen = set(layers)
     else:
         raise ConfigError(f"layers {sorted(set(layers) - names)} cannot be sparse; those that can: {sorted(names)}")
-    return copy, candidates, tuple(_choice(c, costs, c.name in chosen) for c in candidates)
-
-
-def _choice(candidate: Candidate, costs: Costs, sparse: bool) -> Choice:
-    work = candidate.work
-    dense = None if work is None else costs.dense_time(work)
-    return Choice(candidate.name, candidate.density, dense, None if work is None else costs.sparse_time(work), sparse)
+    return copy, candidates, tuple(Choice(c.name, c.density, c.name in chosen) for c in candidates)
 
 
 def _choose(candidates: Sequence[Candidate], costs: Costs, caution: float) -> set[str]:
