@@ -218,6 +218,20 @@ def test_values_beyond_float16_keep_their_type() -> None:
     np.testing.assert_array_equal(run(product.content, x)["y"], run(matmul(weight), x)["y"])
 
 
+@pytest.mark.parametrize("values", ["float16", "int8"])
+@pytest.mark.parametrize("masked", [-np.inf, np.nan])
+def test_masks_of_infinities_keep_their_type_and_are_packed(values: Values, masked: float) -> None:
+    mask = np.where(np.tri(64, dtype=np.bool_), 0, masked).astype(np.float32)
+    nodes = [helper.make_node("Add", ["x", "mask"], ["y"])]
+    model = build(nodes, {"x": (64, 64)}, ["y"], {"mask": mask})
+    product = compact(model, Order(values=values))
+    assert isinstance(product.content, ModelProto)
+    assert product.content.ByteSize() < 0.7 * model.ByteSize()
+    assert product.notes == (f"tensor 'mask' holds values beyond {values}; it keeps its own type",)
+    x = {"x": random(0, 64, 64)}
+    np.testing.assert_array_equal(run(product.content, x)["y"], run(model, x)["y"])
+
+
 def test_old_operator_sets_are_raised_and_old_inputs_go() -> None:
     weight = sparse(1, 64, 32)
     model = build([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": ("n", 64)}, ["y"], {"w": weight}, opset=9, ir_version=3)

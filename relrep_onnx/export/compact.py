@@ -65,8 +65,8 @@ def compact(model: ModelProto, order: Order) -> Product:
         if array.size < LEAST_SIZE or array.dtype.name not in KINDS:
             continue
         values = order.values
-        if values == "float16" and array.dtype.kind == "f" and np.abs(array).max() > np.finfo(np.float16).max:
-            notes.append(f"tensor {name!r} holds values beyond float16; it keeps its own type")
+        if not fits(array, values):
+            notes.append(f"tensor {name!r} holds values beyond {values}; it keeps its own type")
             values = "float32"
         packed = pack(array, values)
         nodes, tensors = writer.unpacking(name, packed)
@@ -85,12 +85,19 @@ def compact(model: ModelProto, order: Order) -> Product:
     return Product(copy, TOLERANCE[order.values], tuple(notes))
 
 
+def fits(array: Array, values: Values) -> bool:
+    """Whether floats can be stored as these values: none is infinite, NaN or over what float16 reaches."""
+    if array.dtype.kind != "f" or values == "float32":
+        return True
+    return bool(np.abs(array).max(initial=0) <= np.finfo(np.float16 if values == "float16" else array.dtype).max)
+
+
 def pack(array: Array, values: Values = "float32") -> Packed:
     """Gaps and values of an array; what is not zero by its bits is kept, -0.0 and NaN too.
 
     Args:
         array: float[...], or int8 or uint8, which always keep their type.
-        values: the type to store floats in; float32 stands for the array's own.
+        values: the type to store floats in, which they must fit; float32 stands for the array's own.
     """
     scale = None
     if array.dtype.kind == "f" and values == "int8":
@@ -114,7 +121,7 @@ def pack(array: Array, values: Values = "float32") -> Packed:
 
 
 def to_int8(array: Array) -> tuple[Array, Array]:
-    """Rounds to int8 symmetrically, with one scale for all or for each index of one axis, whichever leaves the smallest error.
+    """Rounds finite floats to int8 symmetrically, with one scale for all or for each index of one axis, whichever leaves the smallest error.
 
     Returns:
         int8 of the array's shape, and the scales, in the array's type, of a shape that broadcasts against it.
