@@ -219,8 +219,8 @@ def test_values_beyond_float16_keep_their_type() -> None:
 
 
 @pytest.mark.parametrize("values", ["float16", "int8"])
-@pytest.mark.parametrize("masked", [-np.inf, np.nan])
-def test_masks_of_infinities_keep_their_type_and_are_packed(values: Values, masked: float) -> None:
+@pytest.mark.parametrize("masked", [-np.inf, np.nan, np.finfo(np.float32).min])
+def test_masks_without_bounds_keep_their_type_and_are_packed(values: Values, masked: float) -> None:
     mask = np.where(np.tri(64, dtype=np.bool_), 0, masked).astype(np.float32)
     nodes = [helper.make_node("Add", ["x", "mask"], ["y"])]
     model = build(nodes, {"x": (64, 64)}, ["y"], {"mask": mask})

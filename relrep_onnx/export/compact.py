@@ -34,6 +34,8 @@ LEAST_SIZE: Final = 256
 MAX_GAP: Final = 255
 LEVELS: Final = 127
 """Of int8 values, on each side of zero."""
+SAFE: Final = 0.99
+"""Of the largest number: the scale of the rest may be rounded up."""
 TOLERANCE: Final[Mapping[Values, float]] = {"float32": EXACT, "float16": 0.01, "int8": 0.1}
 KINDS: Final = frozenset({"float32", "float16", "float64", "int8", "uint8"})
 
@@ -86,10 +88,11 @@ def compact(model: ModelProto, order: Order) -> Product:
 
 
 def fits(array: Array, values: Values) -> bool:
-    """Whether floats can be stored as these values: none is infinite, NaN or over what float16 reaches."""
+    """Whether floats can be stored as these values: none is NaN, or beyond float16, or near the end of its own type (int8)."""
     if array.dtype.kind != "f" or values == "float32":
         return True
-    return bool(np.abs(array).max(initial=0) <= np.finfo(np.float16 if values == "float16" else array.dtype).max)
+    limit = np.finfo(np.float16).max if values == "float16" else SAFE * np.finfo(min(array.dtype, np.dtype(np.float32))).max
+    return bool(np.abs(array).max(initial=0) <= limit)
 
 
 def pack(array: Array, values: Values = "float32") -> Packed:
@@ -121,7 +124,7 @@ def pack(array: Array, values: Values = "float32") -> Packed:
 
 
 def to_int8(array: Array) -> tuple[Array, Array]:
-    """Rounds finite floats to int8 symmetrically, with one scale for all or for each index of one axis, whichever leaves the smallest error.
+    """Rounds to int8 symmetrically, with one scale for all or for each index of one axis, whichever leaves the smallest error.
 
     Returns:
         int8 of the array's shape, and the scales, in the array's type, of a shape that broadcasts against it.
