@@ -289,7 +289,18 @@ def test_bad_requests_are_refused() -> None:
         plan(residual_network(), instruction_set="abacus")
     with pytest.raises(ConfigError, match=r"layers \['nobody'\] cannot be sparse; those that can: \['first'"):
         to_sparse_ort(residual_network(), layers=["nobody"])
-    old = wide_network(0.1)
-    old.opset_import[0].version = 11
-    with pytest.raises(ModelError, match="opset 11; the sparse operators need 12"):
-        to_sparse_ort(old)
+    strange = build([helper.make_node("NoSuch", ["x"], ["y"])], {"x": [1, 4]}, ["y"], opset=9)
+    with pytest.raises(ModelError, match="has operator set 9, 12 is needed, and ONNX cannot convert it"):
+        to_sparse_ort(strange)
+
+
+def test_old_operator_sets_are_raised() -> None:
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], name="conv", **CONV),
+        helper.make_node("BatchNormalization", ["c", "s", "s", "s", "s"], ["n"]),
+        helper.make_node("Clip", ["n"], ["y"], min=-0.5, max=0.5),
+    ]
+    stored = {"w": sparse_weight(1, (8, 8, 3, 3), 0.1), "s": np.ones(8, np.float32)}
+    sparse = agree(build(nodes, {"x": ["N", 8, 6, 6]}, ["y"], stored, opset=9, ir_version=4), layers=["conv"])
+    assert operators(sparse) == ["SparseConvClip"]
+    assert sparse.opset_import[0].version == 12

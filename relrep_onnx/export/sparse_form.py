@@ -28,7 +28,7 @@ def sparse_ort(model: ModelProto, order: Order) -> Product:
     is exact on every processor too.
 
     Raises:
-        ModelError: the opset is too old.
+        ModelError: the operator set is older than 12 and cannot be raised.
         ConfigError: `tune` where the kernels were not built, or with inputs whose shape is not known.
         RelRepError: what `int8` raises.
     """

@@ -19,14 +19,15 @@ from onnx import ModelProto, helper, numpy_helper
 
 from relrep_onnx.export.sparse_int8 import int8_layers, rewrite_pools
 from relrep_onnx.export.sparse_layers import Candidate, float_layers, other_sizes
-from relrep_onnx.graph import Graph, activation_shapes
+from relrep_onnx.graph import Graph, activation_shapes, raise_opset
 from relrep_onnx.graph.batchnorm import fold_batchnorm
 from relrep_onnx.graph.index import reads, refill
 from relrep_onnx.kernels import functions
 from relrep_onnx.kernels.costs import COSTS, INT8_COSTS, REFERENCE, Costs
-from relrep_onnx.types import ConfigError, ModelError
+from relrep_onnx.types import ConfigError
 
-OLDEST_OPSET: Final = 12
+LEAST_OPSET: Final = 12
+"""Constants that are a function's attributes, Clip of bytes."""
 IR_VERSION: Final = 8
 """The first with functions inside a model."""
 DENSEST: Final = 0.35
@@ -56,13 +57,13 @@ def to_sparse_ort(
     """The model with the layers that gain from it rewritten; the given one is not changed, and given back where none gains.
 
     Args:
-        model: any ONNX model of opset 12 or newer.
+        model: any ONNX model; one of an operator set older than 12 is raised to it.
         instruction_set: whose costs decide, as `kernels.instruction_sets()` names it.
         input_shapes: shapes of inputs whose open dimensions matter for the costs.
         layers: rewrites exactly these layers (by the names that `plan` gives) instead of asking the costs.
 
     Raises:
-        ModelError: the opset is too old.
+        ModelError: the operator set is older than 12 and cannot be raised.
         ConfigError: an unknown instruction set, or a layer that cannot be rewritten.
     """
     copy, candidates, choices = _prepared(model, instruction_set, input_shapes or {}, layers)
@@ -101,12 +102,7 @@ def _prepared(
 ) -> tuple[ModelProto, Sequence[Candidate], tuple[Choice, ...]]:
     if instruction_set not in COSTS:
         raise ConfigError(f"no costs for the instruction set {instruction_set!r}; known: {', '.join(COSTS)}")
-    copy = deepcopy(model)
-    if Graph(copy).opset < OLDEST_OPSET:
-        raise ModelError(
-            f"the model is of opset {Graph(copy).opset}; the sparse operators need {OLDEST_OPSET} or newer: convert it with "
-            "onnx.version_converter.convert_version, or export it anew"
-        )
+    copy = deepcopy(raise_opset(model, LEAST_OPSET))
     fold_batchnorm(copy)
     shapes = activation_shapes(copy, input_shapes, lambda _: None)
     quantized = int8_layers(copy, shapes)
