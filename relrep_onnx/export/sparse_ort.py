@@ -66,17 +66,28 @@ def to_sparse_ort(
         ModelError: the operator set is older than 12 and cannot be raised.
         ConfigError: an unknown instruction set, or a layer that cannot be rewritten.
     """
+    return with_choices(model, instruction_set=instruction_set, input_shapes=input_shapes, layers=layers)[0]
+
+
+def with_choices(
+    model: ModelProto,
+    *,
+    instruction_set: str = REFERENCE,
+    input_shapes: Mapping[str, tuple[int, ...]] | None = None,
+    layers: Collection[str] | None = None,
+) -> tuple[ModelProto, tuple[Choice, ...]]:
+    """What `to_sparse_ort` gives, and a choice for each layer that could be sparse; errors as there."""
     copy, candidates, choices = _prepared(model, instruction_set, input_shapes or {}, layers)
     names = {choice.layer for choice in choices if choice.sparse}
     chosen = [candidate for candidate in candidates if candidate.name in names]
     if not chosen:
-        return model  # folding BatchNormalization alone gains nothing
+        return model, choices  # folding BatchNormalization alone gains nothing
     for candidate in chosen:
         _rewrite(copy, candidate)
     rewrite_pools(copy, {candidate.nodes[-1].output[0] for candidate in chosen})
     _drop_unread(copy)
     copy.ir_version = max(copy.ir_version, IR_VERSION)
-    return copy
+    return copy, choices
 
 
 def plan(
