@@ -24,6 +24,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from relrep_onnx.export.forms import EXACT, Order, Product, Values
 from relrep_onnx.graph import Graph, detach, raise_opset
 from relrep_onnx.graph.index import all_defined, leading_to, refill
+from relrep_onnx.kernels.functions import gaps_of
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, VerificationError
 
@@ -31,7 +32,6 @@ LEAST_OPSET: Final = 11
 """CumSum and ScatterElements."""
 LEAST_SIZE: Final = 256
 """Elements of a tensor that is worth a look: below, the nodes alone take more bytes."""
-MAX_GAP: Final = 255
 LEVELS: Final = 127
 """Of int8 values, on each side of zero."""
 SAFE: Final = 0.99
@@ -113,11 +113,7 @@ def pack(array: Array, values: Values = "float32") -> Packed:
         stored = result = array
     flat = np.ascontiguousarray(stored).reshape(-1)
     places = np.flatnonzero(flat.view(f"u{flat.dtype.itemsize}"))
-    steps = np.diff(places, prepend=0)
-    escapes = np.maximum(steps - 1, 0) // MAX_GAP
-    at = np.cumsum(escapes + 1) - 1
-    gaps = np.full(int((escapes + 1).sum()), MAX_GAP, np.uint8)
-    gaps[at] = steps - MAX_GAP * escapes
+    gaps, at = gaps_of(places)
     kept = np.zeros(len(gaps), flat.dtype)
     kept[at] = flat[places]
     return Packed(gaps, kept, scale, result)
