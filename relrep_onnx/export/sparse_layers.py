@@ -16,9 +16,10 @@ from onnx import FunctionProto, ModelProto, NodeProto
 
 from relrep_onnx.graph import Graph
 from relrep_onnx.graph.index import attribute, display_name, ints, is_standard, number, reads
+from relrep_onnx.graph.operators import OPERATORS, NotPrunable
 from relrep_onnx.kernels import functions
 from relrep_onnx.kernels.costs import Kind, Work
-from relrep_onnx.types import Array
+from relrep_onnx.types import Array, Contraction
 
 QUAD_FILL: Final = 1.33
 """As in the kernels: up to how many weights per nonzero four output channels are computed together."""
@@ -160,18 +161,19 @@ def _product(graph: Graph, node: NodeProto) -> FloatLayer | None:
     weight = _constant(graph, node, 1)
     if weight is None or weight.ndim != 2 or graph.value(node.input[0]) is not None:
         return None
-    if node.op_type == "MatMul":
-        return FloatLayer(display_name(node), weight.T, [node], np.zeros(weight.shape[1], np.float32), {})
-    if attribute(node, "transA", 0):
+    try:
+        form = OPERATORS[node.op_type].form(node, weight.shape, 1)
+    except NotPrunable:
         return None
-    weight = (weight if attribute(node, "transB", 0) else weight.T) * np.float32(number(node, "alpha", 1.0))
-    bias: Array = np.zeros(weight.shape[0], np.float32)
+    if form.view != Contraction(-1):
+        return None
+    bias: Array = np.zeros(form.rows, np.float32)
     if len(node.input) > 2 and node.input[2]:
         given = _constant(graph, node, 2)
         if given is None or not (given.size == 1 or given.shape[-1] == given.size == bias.size):
             return None
-        bias = bias + given.reshape(-1) * np.float32(number(node, "beta", 1.0))
-    return FloatLayer(display_name(node), weight, [node], bias, {})
+        bias = bias + given.reshape(-1) * np.float32(form.bias_scale)
+    return FloatLayer(display_name(node), form.to_matrix(weight) * np.float32(form.scale), [node], bias, {})
 
 
 def only_reader(graph: Graph, name: str) -> NodeProto | None:
