@@ -294,6 +294,30 @@ def test_bad_requests_are_refused() -> None:
         to_sparse_ort(strange)
 
 
+def test_stored_tensors_that_are_inputs_too_go() -> None:
+    stored = {"w": sparse_weight(1, (64, 64), 0.1), "b": random(2, 64)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], name="product"), helper.make_node("Add", ["m", "b"], ["y"])]
+    model = build(nodes, {"x": ["N", 64]}, ["y"], stored, opset=9, ir_version=3)
+    assert [value.name for value in model.graph.input] == ["x", "w", "b"]
+    sparse = to_sparse_ort(model, layers=["product"])
+    assert [value.name for value in sparse.graph.input] == ["x"]
+    assert sparse.ByteSize() < 0.25 * model.ByteSize()
+    x = {"x": random(3, 2, 64)}
+    for library in (False, True) if kernels.available() else (False,):
+        assert close(session(sparse, sparse=library).run(None, x)[0], session(model, sparse=False).run(None, x)[0])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "fused"), [(-0.5, 0.5, True), (0.5, 0.5, True), (0.5, -0.5, False), (np.nan, 0.5, False)]
+)
+def test_bounds_in_the_wrong_order_are_not_fused(low: float, high: float, fused: bool) -> None:
+    stored = {"w": sparse_weight(1, (8, 8), 0.3), "low": np.array(low, np.float32), "high": np.array(high, np.float32)}
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"], name="product"), helper.make_node("Clip", ["m", "low", "high"], ["y"])]
+    model = build(nodes, {"x": [3, 8]}, ["y"], stored)
+    sparse = to_sparse_ort(model, layers=["product"]) if np.isnan(low) else agree(model, layers=["product"])
+    assert operators(sparse) == (["SparseGemmClip"] if fused else ["SparseGemm", "Clip"])
+
+
 def test_old_operator_sets_are_raised() -> None:
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], name="conv", **CONV),

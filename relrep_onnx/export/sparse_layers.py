@@ -212,12 +212,24 @@ def _take_followers(graph: Graph, candidate: FloatLayer, sizes: Sequence[Shapes]
         candidate.activation = "Relu"
         candidate.nodes.append(node)
     elif node is not None and node.op_type == "Clip":
-        bounds = [graph.value(name) if name else None for name in list(node.input)[1:3]]
-        if all(b is not None or not name for b, name in zip(bounds, list(node.input)[1:3], strict=True)):
-            low, high = (float(b.reshape(())) if b is not None else None for b in [*bounds, None, None][:2])
+        bounds = _bounds(graph, node)
+        if bounds is not None:
             candidate.activation = "Clip"
-            candidate.attributes |= {"min": -LARGEST if low is None else low, "max": LARGEST if high is None else high}
+            candidate.attributes |= dict(zip(("min", "max"), bounds, strict=True))
             candidate.nodes.append(node)
+
+
+def _bounds(graph: Graph, clip: NodeProto) -> tuple[float, float] | None:
+    """Where they are stored, and in order: the kernels refuse others."""
+    bounds = [-LARGEST, LARGEST]
+    for slot, name in enumerate(list(clip.input)[1:3]):
+        value = graph.value(name) if name else None
+        if value is not None:
+            bounds[slot] = float(value.reshape(()))
+        elif name:
+            return None
+    low, high = bounds
+    return (low, high) if low <= high else None  # NaN neither
 
 
 def work_of(candidate: Candidate, shapes: Shapes, *, density: float, quads: bool) -> Work | None:

@@ -192,8 +192,12 @@ def _rewrite(model: ModelProto, candidate: Candidate) -> None:
 
 
 def _drop_unread(model: ModelProto) -> None:
-    """Removes constants that nothing reads any more, the nodes that made them, and types of tensors that are gone."""
-    signature = {value.name for value in (*model.graph.input, *model.graph.output)}
+    """Removes constants that nothing reads any more, the nodes that made them, and types of tensors that are gone.
+
+    An initializer of old models is an input as well; that entry goes too.
+    """
+    stored = {tensor.name for tensor in model.graph.initializer}
+    signature = {value.name for value in model.graph.input} - stored | {value.name for value in model.graph.output}
     while True:
         read = signature | {name for node in model.graph.node for name in reads(node)}
         unread = [node for node in model.graph.node if not set(node.output) & read and (node.op_type == "Constant" or node.input)]
@@ -202,5 +206,6 @@ def _drop_unread(model: ModelProto) -> None:
         for node in unread:
             model.graph.node.remove(node)
     refill(model.graph.initializer, [tensor for tensor in model.graph.initializer if tensor.name in read])
+    refill(model.graph.input, [value for value in model.graph.input if value.name in read or value.name not in stored])
     made = read | {name for node in model.graph.node for name in node.output}
     refill(model.graph.value_info, [value for value in model.graph.value_info if value.name in made])
