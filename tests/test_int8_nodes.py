@@ -150,6 +150,15 @@ def test_bytes_spread_through_copies_and_stop_behind_a_layer_in_float() -> None:
     assert reached(nodes, **tensors) == {"a", "flat", "longer", "turned"}
 
 
+@pytest.mark.parametrize(("low", "high", "held"), [(0.0, 6.0, True), (-1.0, 1.0, True), (0.2, 0.6, False), (0.6, 0.2, False)])
+def test_bytes_reach_to_zero_and_bounds_that_do_not_stay_floating(low: float, high: float, held: bool) -> None:
+    nodes = [node("Conv", "x w", "a"), node("Clip", "a low high", "b"), node("Conv", "b v", "y")]
+    tensors = {**WEIGHTS, "low": np.array(low, np.float32), "high": np.array(high, np.float32)}
+    assert ("b" in reached(nodes, **tensors)) == held
+    model, samples = build(nodes, {"x": ["N", 4, 6, 6]}, ["y"], tensors), {"x": random(3, 32, 4, 6, 6)}
+    assert moved(model, quantized(model, samples), samples) < 0.05
+
+
 @pytest.mark.parametrize("axes", [(1,), (1, 2), (1, 3)])
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("tones", [True, False])

@@ -94,6 +94,8 @@ def _takes_bytes(graph: Graph, node: NodeProto, reached: Collection[str], captiv
     if op in WEIGHT_SLOTS:
         stored = [graph.tensors[name] for slot in WEIGHT_SLOTS[op] if (name := node.input[slot]) in graph.tensors]
         return any(tensor.data_type in FLOATS for tensor in stored)
+    if op == "Clip" and not _spans_zero(graph, node):
+        return False
     if op in SAME | CURVES:
         # The quantizer takes Relu and Clip out, for bytes are clipped anyway; but the bodies of If and Loop would read the layer.
         return node.input[0] in reached and not (op in ("Relu", "Clip") and node.output[0] in captives)
@@ -103,6 +105,18 @@ def _takes_bytes(graph: Graph, node: NodeProto, reached: Collection[str], captiv
         gated = any(graph.producers[name].op_type in GATES for name in node.input if name in reached)
         return gated and all(name in reached for name in node.input)
     return op == "Add" and all(name in reached for name in node.input)
+
+
+def _spans_zero(graph: Graph, clip: NodeProto) -> bool:
+    """Whether a Clip's bounds are stored and 0 lies between: the quantizer takes it out, and bytes always reach to 0."""
+    bounds = [-math.inf, math.inf]
+    for slot, name in enumerate(list(clip.input)[1:3]):
+        value = graph.value(name) if name else None
+        if value is not None:
+            bounds[slot] = float(value.reshape(()))
+        elif name:
+            return False
+    return bounds[0] <= 0 <= bounds[1] and bounds[0] < bounds[1]
 
 
 def _named(node: NodeProto, place: int) -> str:
