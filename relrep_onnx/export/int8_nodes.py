@@ -15,6 +15,7 @@ from typing import Final
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from relrep_onnx.export.sparse_layers import clip_bounds
 from relrep_onnx.graph import Graph
 from relrep_onnx.graph.filters import is_bank
 from relrep_onnx.graph.index import captured, is_standard, subgraphs
@@ -108,15 +109,9 @@ def _takes_bytes(graph: Graph, node: NodeProto, reached: Collection[str], captiv
 
 
 def _spans_zero(graph: Graph, clip: NodeProto) -> bool:
-    """Whether a Clip's bounds are stored and 0 lies between: the quantizer takes it out, and bytes always reach to 0."""
-    bounds = [-math.inf, math.inf]
-    for slot, name in enumerate(list(clip.input)[1:3]):
-        value = graph.value(name) if name else None
-        if value is not None:
-            bounds[slot] = float(value.reshape(()))
-        elif name:
-            return False
-    return bounds[0] <= 0 <= bounds[1] and bounds[0] < bounds[1]
+    """Whether 0 lies between a Clip's bounds: the quantizer takes it out, and bytes always reach to 0."""
+    bounds = clip_bounds(graph, clip)
+    return bounds is not None and bounds[0] <= 0 <= bounds[1] and bounds[0] < bounds[1]
 
 
 def _named(node: NodeProto, place: int) -> str:

@@ -6,6 +6,7 @@ Gemm | MatMul [-> Add bias] [-> Add] [-> Relu | Clip]   becomes one SparseGemm[A
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -212,16 +213,16 @@ def _take_followers(graph: Graph, candidate: FloatLayer, sizes: Sequence[Shapes]
         candidate.activation = "Relu"
         candidate.nodes.append(node)
     elif node is not None and node.op_type == "Clip":
-        bounds = _bounds(graph, node)
+        bounds = clip_bounds(graph, node)
         if bounds is not None:
             candidate.activation = "Clip"
-            candidate.attributes |= dict(zip(("min", "max"), bounds, strict=True))
+            candidate.attributes |= {"min": max(bounds[0], -LARGEST), "max": min(bounds[1], LARGEST)}
             candidate.nodes.append(node)
 
 
-def _bounds(graph: Graph, clip: NodeProto) -> tuple[float, float] | None:
-    """Where they are stored, and in order: the kernels refuse others."""
-    bounds = [-LARGEST, LARGEST]
+def clip_bounds(graph: Graph, clip: NodeProto) -> tuple[float, float] | None:
+    """A Clip's bounds, infinite where it has none; None where they are not stored, or out of order."""
+    bounds = [-math.inf, math.inf]
     for slot, name in enumerate(list(clip.input)[1:3]):
         value = graph.value(name) if name else None
         if value is not None:
