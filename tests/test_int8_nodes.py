@@ -194,6 +194,27 @@ def test_bodies_of_if_read_behind_the_activation() -> None:
     assert run(small, samples)["y"].min() == 0
 
 
+@pytest.mark.parametrize("op", ["Relu", "Clip"])
+def test_outputs_before_an_activation_are_not_clipped(op: str) -> None:
+    """ONNX Runtime's quantizer gives what an activation reads the range of what it gives, and others may read it."""
+    ends = ["b", "", "six"] if op == "Clip" else ["b"]
+    nodes = [node("Conv", "x w", "b"), helper.make_node(op, ends, ["c"], name="c"), node("Conv", "c v", "y")]
+    model = build(nodes, {"x": ["N", 4, 6, 6]}, ["y", "b"], {**WEIGHTS, "six": np.array(0.5, np.float32)})
+    samples = {"x": random(0, 32, 4, 6, 6)}
+    small = quantized(model, samples)
+    for name, value in run(model, samples).items():
+        assert np.abs(run(small, samples)[name] - value).max() < 0.05 * np.abs(value).max()
+
+
+@pytest.mark.parametrize(("rows", "wrong"), [(8, True), (1, False)])
+def test_one_number_for_all_outputs_is_no_bias_of_bytes(rows: int, wrong: bool) -> None:
+    nodes = [node("Gemm", "x w b", "y", transB=1)]
+    model = build(nodes, {"x": ["N", 16]}, ["y"], {"w": random(0, rows, 16), "b": random(1, 1)})
+    assert wrong_nodes(Graph(model)) == (["y"] if wrong else [])
+    samples = {"x": random(2, 32, 16)}
+    assert moved(model, quantized(model, samples), samples) < 0.05
+
+
 def test_nodes_without_names_get_some() -> None:
     nodes = [helper.make_node("Exp", ["x"], ["a"]), helper.make_node("Conv", ["a", "w"], ["y"])]
     model = build(nodes, {"x": ["N", 4, 6, 6]}, ["y"], WEIGHTS)
