@@ -174,9 +174,11 @@ def random_feeds(inputs: Sequence[TensorInfo], batch: int, shapes: Mapping[str, 
     """Standard normal inputs, zeros for integers; an open first dimension is the batch.
 
     Raises:
-        ConfigError: another dimension is open, the dtype is not numeric, or it is too large for the memory.
+        ConfigError: another dimension is open, the dtype is not numeric, or a shape is of no input or too large for the memory.
     """
     rng = np.random.default_rng(seed)
+    if unknown := sorted(shapes.keys() - {info.name for info in inputs}):
+        raise ConfigError(f"--input-shape names {unknown[0]!r}; the inputs are {', '.join(repr(info.name) for info in inputs)}")
     feeds = {}
     for info in inputs:
         shape = [size if isinstance(size, int) else None for size in shapes.get(info.name, info.shape)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from relrep_onnx.files import write
 from relrep_onnx.types import Array, ConfigError
 
 
@@ -45,15 +45,9 @@ class Cache:
         """Stores arrays; a full disk or a read-only folder leaves the cache as it was."""
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)  # type: ignore[arg-type]  # newer stubs also see the flag allow_pickle in **arrays
-        payload = buffer.getvalue()
-        path = self._path(key)
-        temporary = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
-        try:
-            temporary.write_bytes(hashlib.sha256(payload).digest() + payload)
-            temporary.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+        payload = buffer.getbuffer()  # no copy: it may be large
+        with contextlib.suppress(OSError):
+            write(self._path(key), hashlib.sha256(payload).digest(), payload)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()}.relrep"

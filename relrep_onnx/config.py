@@ -17,7 +17,7 @@ from relrep_onnx.data import DataOptions, Preprocessing
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.masks import pattern_named
 from relrep_onnx.runtime import RuntimeOptions
-from relrep_onnx.types import Budget, ConfigError, Selection, Unit
+from relrep_onnx.types import MOST, THREADS, Budget, ConfigError, Selection, Unit
 from relrep_onnx.verify import Gates, Limit
 
 DEFAULT_SPARSITY: Final = 0.8
@@ -28,6 +28,14 @@ EFFORTS: Final[Mapping[str, Mapping[str, Any]]] = {
     "high": {"repair": "reconstruct", "refine": DEFAULT_EPOCHS},
 }
 """What each effort sets; what is said beside it wins."""
+RANGES: Final[Mapping[str, tuple[int, int | None]]] = {
+    "threads": (0, THREADS),
+    **dict.fromkeys(("batch_size", "positions", "num_samples"), (1, MOST)),
+    "refine": (0, MOST),
+    **dict.fromkeys(("max_memory", "max_bytes"), (1, None)),
+    **dict.fromkeys(("min_size", "seed"), (0, None)),
+}
+"""The least and the largest value of whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +91,13 @@ class Config:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "positions", "num_samples", "max_memory", "max_bytes"):
+        for name, (least, most) in RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
-        for name in ("threads", "min_size", "seed", "refine"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must not be negative")
+            if value is not None and not least <= value <= (value if most is None else most):
+                raise ConfigError(f"{name} is {value}; it must be at least {least}" + f" and at most {most}" * (most is not None))
+        for name, shape in self.input_shape.items():
+            if not all(1 <= size <= MOST for size in shape):
+                raise ConfigError(f"input_shape of {name!r} is {shape}; its sizes must be at least 1 and at most {MOST}")
         for name, low, high in (("max_error", 0.0, math.inf), ("min_agreement", 0.0, 1.0), ("min_metric", -math.inf, math.inf)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # NaN too: it would miss every gate
@@ -115,10 +123,22 @@ class Config:
         Raises:
             ConfigError: no runtime has this name.
         """
-        row = dict(runtime_named(name).settings)
-        if "forms" in settings:  # the row's values and target belong to the row's form
-            row = {key: value for key, value in row.items() if key not in ("values", "target")}
-        return cls(**{"runtime": name, **row, **settings})
+        return cls.merged({}, {"runtime": name, **settings})
+
+    @classmethod
+    def merged(cls, saved: Mapping[str, Any], said: Mapping[str, Any]) -> Config:
+        """Settings of a file, and those that were said over them; a runtime's row lies right below what names the runtime.
+
+        Where a row and something else both name forms, the options of the forms that lose go with them.
+
+        Raises:
+            ConfigError: no runtime has this name, or a setting cannot apply.
+        """
+        name = said.get("runtime", saved.get("runtime"))
+        row: Mapping[str, Any] = {} if name is None else {"runtime": name, **runtime_named(name).settings}
+        if "runtime" in said:
+            return cls(**{**_losing_to(row, saved), **_losing_to(said, row), **said})
+        return cls(**{**_losing_to({**saved, **said}, row), **saved, **said})
 
     @property
     def goal(self) -> float:
@@ -153,34 +173,51 @@ class Config:
         return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True)
 
     @classmethod
-    def from_json(cls, text: str, beneath: Config | None = None, *, source: str = "the configuration") -> Config:
-        """Reads what `to_json` wrote; missing keys take their defaults, or the values of `beneath`.
+    def from_json(cls, text: str, *, source: str = "the configuration") -> Config:
+        """Reads what `to_json` wrote; missing keys take their defaults, or those of the runtime that the text names.
 
         Raises:
             ConfigError: no JSON object, an unknown key, or a value of the wrong type.
         """
-        try:
-            values = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ConfigError(f"{source} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{source} must hold a JSON object")
-        kinds = typing.get_type_hints(cls)
-        unknown = sorted(values.keys() - kinds.keys())
-        if unknown:
-            raise ConfigError(f"{source} has an unknown key {unknown[0]!r}; known keys: {', '.join(sorted(kinds))}")
-        said = {key: _convert(key, value, kinds[key], source) for key, value in values.items()}
-        if beneath is None and said.get("runtime") is not None:
-            return cls.for_runtime(said.pop("runtime"), **said)
-        return dataclasses.replace(beneath or cls(), **said)
+        return cls.merged(settings_in(text, source), {})
 
     @classmethod
-    def load(cls, path: Path, beneath: Config | None = None) -> Config:
-        """Reads a configuration file; what it does not say is as in `beneath`."""
-        try:
-            return cls.from_json(path.read_text(encoding="utf-8"), beneath, source=str(path))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}") from error
+    def load(cls, path: Path) -> Config:
+        """Reads a configuration file."""
+        return cls.merged(saved_settings(path), {})
+
+
+def saved_settings(path: Path) -> dict[str, Any]:
+    """What a configuration file says, by field of `Config`.
+
+    Raises:
+        ConfigError: it cannot be read, or as in `Config.from_json`.
+    """
+    try:
+        return settings_in(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the configuration {str(path)!r}: {error}") from error
+
+
+def settings_in(text: str, source: str) -> dict[str, Any]:
+    """The same for its text; errors name the `source`."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{source} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} must hold a JSON object")
+    kinds = typing.get_type_hints(Config)
+    unknown = sorted(values.keys() - kinds.keys())
+    if unknown:
+        raise ConfigError(f"{source} has an unknown key {unknown[0]!r}; known keys: {', '.join(sorted(kinds))}")
+    return {key: _convert(key, value, kinds[key], source) for key, value in values.items()}
+
+
+def _losing_to(above: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without the options of the forms they name, where those above them name forms."""
+    loses = "forms" in above and "forms" in settings
+    return {key: value for key, value in settings.items() if not (loses and key in ("values", "target"))}
 
 
 def _convert(key: str, value: Any, kind: Any, source: str) -> Any:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final
@@ -84,7 +85,12 @@ class Job:
         """How sessions of the whole model are opened."""
         return replace(self.config.as_runtime(), prepack=not self.loaded.large)
 
-    @property
+    @cached_property
+    def zeros(self) -> dict[str, int]:
+        """Of each layer before anything is pruned, by name."""
+        return graphs.count_zeros(self.graph, self.layers)
+
+    @cached_property
     def statistics_key(self) -> str:
         """All that the dense model's statistics depend on, besides the layer."""
         p, c = self.provenance, self.config

@@ -16,7 +16,7 @@ one of RxC is what is left of it.  So the zeros of a mask are the asked number, 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -70,6 +70,11 @@ class Pattern:
         """Whether pruned blocks keep some of their weights (N:M): a layer then follows the pattern whole or not at all."""
         return self.keep > 0
 
+    @property
+    def unstructured(self) -> bool:
+        """Whether each weight goes or stays by itself."""
+        return self.rows * self.cols == 1
+
     def limit(self, layer: Layer) -> int:
         """Most zeros a layer can have: all of them, or with N:M what its groups give up; 0 where no group is complete."""
         if not self.selective:
@@ -91,17 +96,18 @@ class Pattern:
             scores: what each weight matters, float[rows, cols], none negative.
             zeros: how many weights to drop.
         """
-        if self.step == 1 and not self.selective:
+        if self.unstructured:
             return ~_lowest(scores.reshape(-1), zeros).reshape(scores.shape)
         dropped, sizes, loss = self._losses(layer, scores)
-        pruned = (
-            _fill(loss, sizes, zeros) if np.any(sizes[sizes > 0] != self.step) else _fill_whole(loss, sizes, zeros // self.step)
-        )
+        if np.any(sizes[sizes > 0] != self.step):
+            pruned = _fill(loss, sizes, zeros)
+        else:
+            pruned = _lowest(loss, min(zeros // self.step, int(np.count_nonzero(sizes))))
         return ~self._unblock(layer, dropped & pruned[:, None])
 
     def masks(self, layer: Layer, scores: FloatArray, zeros: Sequence[int], rows: Array) -> list[BoolArray]:
         """Some rows of the masks for several numbers of zeros: bool[len(rows), cols] each."""
-        if self.step > 1 or self.selective:
+        if not self.unstructured:
             return [self.mask(layer, scores, count)[rows] for count in zeros]
         ascending, shown = np.sort(scores, axis=None), scores[rows]
 
@@ -114,7 +120,7 @@ class Pattern:
 
     def pooled(self, layer: Layer, scores: FloatArray) -> FloatArray:
         """What each weight matters as part of its block: the root mean square of what the block would lose."""
-        if self.step == 1 and not self.selective:
+        if self.unstructured:
             return scores
         dropped, _, loss = self._losses(layer, scores)
         shared = np.broadcast_to(np.sqrt(np.where(np.isfinite(loss), loss, 0.0))[:, None], dropped.shape)
@@ -160,11 +166,6 @@ def _lowest(values: FloatArray, count: int) -> BoolArray:
     return chosen
 
 
-def _fill_whole(loss: FloatArray, sizes: Array, blocks: int) -> BoolArray:
-    """The cheapest blocks, all of one size."""
-    return _lowest(loss, min(blocks, int(np.count_nonzero(sizes))))
-
-
 def _fill(loss: FloatArray, sizes: Array, zeros: int) -> BoolArray:
     """The cheapest blocks in order while they fit; then, of those that are left, the cheapest of each smaller size that fit."""
     order = np.argsort(loss, kind="stable")
@@ -181,24 +182,14 @@ def _fill(loss: FloatArray, sizes: Array, zeros: int) -> BoolArray:
     return pruned
 
 
-PATTERNS: Final[Mapping[str, Pattern]] = {
-    "unstructured": Pattern("unstructured"),
-    "2:4": Pattern("2:4", 1, 4, 2),
-    "1:4": Pattern("1:4", 1, 4, 1),
-    "4x1": Pattern("4x1", 4, 1),
-    "1x4": Pattern("1x4", 1, 4),
-}
-"""The usual ones; `pattern_named` makes the others."""
-
-
 def pattern_named(name: str) -> Pattern:
     """A pattern from its name: `unstructured`, N:M along input channels, or RxC (output by input channels).
 
     Raises:
         ConfigError: no such pattern.
     """
-    if name in PATTERNS:
-        return PATTERNS[name]
+    if name == "unstructured":
+        return Pattern(name)
     found = re.fullmatch(r"([1-9]\d?)([:x])([1-9]\d?)", name)
     if found is not None:
         first, kind, second = int(found[1]), found[2], int(found[3])

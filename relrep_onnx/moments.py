@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
@@ -36,37 +36,35 @@ def row_dots(a: FloatArray, b: FloatArray) -> FloatArray:
 class Covariance:
     """Mean float64[groups, cols] and covariance of a layer's inputs over `count` rows.
 
-    The covariance is either `matrix` float64[groups, cols, cols], or `factor` float64[groups, n, cols] with
-    covariance = factor' factor / count.
+    `values` are the covariance float64[groups, cols, cols], or, where `factored`, rows float64[groups, n, cols] with
+    covariance = rows' rows / count.
     """
 
     count: int
     mean: FloatArray
-    matrix: FloatArray | None
-    factor: FloatArray | None
+    values: FloatArray
+    factored: bool
 
     @cached_property
     def gram(self) -> FloatArray:
         """The covariance as a matrix: float64[groups, cols, cols]."""
-        if self.matrix is not None:
-            return self.matrix
-        if self.factor is None:
-            raise ValueError("a covariance needs a matrix or a factor")
-        return np.asarray(self.factor.swapaxes(1, 2) @ self.factor) / max(self.count, 1)
+        if not self.factored:
+            return self.values
+        return np.asarray(self.values.swapaxes(1, 2) @ self.values) / max(self.count, 1)
 
     @property
     def diagonal(self) -> FloatArray:
         """The variance of each input: float64[groups, cols]."""
-        if self.factor is not None:
-            return np.asarray(np.einsum("gnc,gnc->gc", self.factor, self.factor)) / max(self.count, 1)
-        return np.asarray(np.einsum("gcc->gc", self.gram))
+        if self.factored:
+            return np.asarray(np.einsum("gnc,gnc->gc", self.values, self.values)) / max(self.count, 1)
+        return np.asarray(np.einsum("gcc->gc", self.values))
 
     @cached_property
     def ridge(self) -> tuple[FloatArray, float]:
         """Lambda of each group, float64[groups], that makes H + lambda I positive definite, and the damping it took.
 
         Lambda is the damping times the mean diagonal of H: DAMPING, raised tenfold until a Cholesky factor exists.  Of a
-        factor's H rounding leaves no eigenvalue below zero that DAMPING would not lift.
+        factored H rounding leaves no eigenvalue below zero that DAMPING would not lift.
 
         Raises:
             CalibrationError: not even DAMPING_LIMIT is enough.
@@ -74,7 +72,7 @@ class Covariance:
         scale = self.diagonal.mean(axis=1)
         scale = np.where(scale > 0, scale, 1.0)
         damping = DAMPING
-        if self.factor is not None and np.isfinite(scale).all():
+        if self.factored and np.isfinite(scale).all():
             return damping * scale, damping
         gram = self.gram
         places = np.arange(gram.shape[1])
@@ -92,19 +90,16 @@ class Covariance:
 
     def rounded(self) -> Covariance:
         """The same in float32."""
-        matrix, factor = (None if values is None else values.astype(np.float32) for values in (self.matrix, self.factor))
-        return Covariance(self.count, self.mean, matrix, factor)
+        return replace(self, values=self.values.astype(np.float32))
 
     def apply(self, weight: FloatArray) -> FloatArray:
         """Each row of weight[rows, cols] times its group's covariance: float64[rows, cols]."""
         grouped = weight.reshape(len(self.mean), -1, weight.shape[1])
-        if self.matrix is not None:
-            product: FloatArray = grouped @ self.matrix
-        elif self.factor is not None:
-            product = (grouped @ self.factor.swapaxes(1, 2)) @ self.factor / max(self.count, 1)
+        if self.factored:
+            product = (grouped @ self.values.swapaxes(1, 2)) @ self.values / max(self.count, 1)
         else:
-            raise ValueError("a covariance needs a matrix or a factor")
-        return product.reshape(len(weight), -1)
+            product = grouped @ self.values
+        return np.asarray(product).reshape(len(weight), -1)
 
     def means(self, weight: FloatArray) -> FloatArray:
         """Mean of each output without its bias: float64[rows]."""
@@ -238,13 +233,13 @@ class MomentStream:
             mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
             x -= mean_x
             y -= mean_y
-            inputs = Covariance(len(x), mean_x, None, np.ascontiguousarray(x.swapaxes(0, 1)))
+            inputs = Covariance(len(x), mean_x, np.ascontiguousarray(x.swapaxes(0, 1)), factored=True)
             variance = (y**2).mean(axis=0)
             return Moments(inputs, mean_y, variance, _cross(y, x) / len(x), variance)
         self._fold()
         sums = self._sums or _Sums.empty(*self._shape)
         n = max(sums.count, 1)
-        inputs = Covariance(sums.count, sums.mean_x.copy(), sums.square_x / n, None)
+        inputs = Covariance(sums.count, sums.mean_x.copy(), sums.square_x / n, factored=False)
         variance = sums.square_y / n
         return Moments(inputs, sums.mean_y.copy(), variance, sums.cross / n, variance)
 

@@ -17,7 +17,7 @@ from relrep_onnx.config import DEFAULT_EPOCHS, Config
 from relrep_onnx.data import split_holdout
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.export import Exported, deliver
-from relrep_onnx.exporting import meet_gates, order_of, places_of
+from relrep_onnx.exporting import check_places, meet_gates, order_of, places_of
 from relrep_onnx.job import open_session, prepare, quiet
 from relrep_onnx.results import Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
@@ -25,7 +25,7 @@ from relrep_onnx.screen import samples_for
 from relrep_onnx.search import plan
 from relrep_onnx.steps import TargetStore, candidates, refined, repair_all, score, write
 from relrep_onnx.types import Progress
-from relrep_onnx.verify import Fidelity, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
+from relrep_onnx.verify import Fidelity, Limit, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
 
 
 def analyze(
@@ -86,17 +86,19 @@ def optimize(
     """
     started = time.perf_counter()
     config = config or Config()
-    places = places_of(model, output, config, in_place=in_place)
+    places = places_of(model, output, config, {"--calib": calib, "--holdout": holdout}, in_place=in_place)
     exporting = tuple(config.forms) != ("onnx",)
     target = None if output is None or exporting else Path(output)
     gates = config.as_gates()
     metric = load_metric(config.eval) if config.eval else None
     job = prepare(model, calib, config, holdout, progress, resume)
     gates.check_resolution(len(job.verification))
+    if config.max_drop is not None:
+        Limit.parse(config.max_drop).check_resolution(len(job.decision))
 
     with TargetStore(job.settings.memory) as targets:
         with job.naming_samples():
-            scored = score(job, cache_dir, targets.put)
+            scored = score(job, cache_dir, targets.keep)
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
@@ -145,7 +147,7 @@ def optimize(
             refinement=refinement,
             model=sparse,
             output=None if target is None else str(target),
-            before=measure(dense_files, reports, graphs.count_zeros(job.graph, job.layers)),
+            before=measure(dense_files, reports, job.zeros),
             after=measure(stage.files(), reports, zeros),
             fidelity=fidelity,
             metric_before=before,
@@ -184,7 +186,9 @@ def refine(
     config = config or Config()
     config = replace(config, refine=config.refine or DEFAULT_EPOCHS, min_size=1)  # small layers move too
     target = None if output is None else Path(output)
-    graphs.check_target(target, sparse, in_place=in_place)
+    if target is not None:
+        data = {"--calib": calib, "--holdout": holdout}
+        check_places([target], {"DENSE": dense, "SPARSE": sparse}, data, in_place=in_place)
     gates = config.as_gates()
     metric = load_metric(config.eval) if config.eval else None
     job = prepare(dense, calib, config, holdout, progress, resume)
@@ -240,7 +244,7 @@ def export_model(
         RelRepError: one of its other kinds, with a message for the user.
     """
     config = config or Config()
-    places = places_of(model, output, config)
+    places = places_of(model, output, config, {"--calib": calib, "--holdout": holdout})
     loaded = graphs.load(model)
     session = open_session(loaded, config.as_runtime())
     calibration, _, verification = split_holdout(samples_for(session, "random" if calib is None else calib, config))

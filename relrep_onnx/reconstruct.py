@@ -143,10 +143,10 @@ def polished(quadratic: Quadratic, starts: list[BoolArray]) -> BoolArray:
 def solve(quadratic: Quadratic, mask: BoolArray, start: FloatArray, tolerance: float = EXACT) -> FloatArray:
     """The minimiser of f on a support, float64[rows, cols]; `start` is a guess."""
     kept = np.count_nonzero(mask, axis=1).astype(np.float64)
-    if quadratic.inputs.factor is None:
+    if not quadratic.inputs.factored:
         own, together = 2 / 3 * kept**3, 2.0 * mask.size * mask.shape[1]
     else:
-        n = quadratic.inputs.factor.shape[1]
+        n = quadratic.inputs.values.shape[1]
         small = np.minimum(kept, n)
         own, together = 2.0 * n * kept * small + 2 / 3 * small**3, 4.0 * mask.size * n
     if own.sum() <= DIRECT_SHARE * together:
@@ -206,7 +206,7 @@ class _Spectrum:
         shift = quadratic.ridge[:: quadratic.per_group, None, None]  # every row of a group has the same
         unit = 1 / np.sqrt(inputs.diagonal[:, None, :] + shift)
         ridge = (shift * unit**2).astype(np.float32)
-        if inputs.factor is None:
+        if not inputs.factored:
             places = np.arange(unit.shape[2])
             scaled = inputs.gram * unit
             scaled *= unit.swapaxes(1, 2)
@@ -216,7 +216,7 @@ class _Spectrum:
             values, vectors = np.linalg.eigh(matrix)
             return cls(unit, ridge, values[:, None, :], vectors, np.full_like(ridge[:, :, :1], np.inf))
         ridge = ridge.mean(axis=2, keepdims=True)
-        rows = (inputs.factor * (unit / np.sqrt(max(inputs.count, 1)))).astype(np.float32)
+        rows = (inputs.values * (unit / np.sqrt(max(inputs.count, 1)))).astype(np.float32)
         squares, left = np.linalg.eigh(rows @ rows.swapaxes(1, 2))
         seen = squares > NOISE * squares.max(axis=1, keepdims=True)
         scale = seen / np.sqrt(np.where(seen, squares, 1))
@@ -232,8 +232,8 @@ class _Spectrum:
 
 def _row_by_row(quadratic: Quadratic, mask: BoolArray) -> FloatArray:
     """Every row's own system, rows of about the same number of survivors together."""
-    if quadratic.inputs.factor is not None:
-        return _row_by_row_of_factor(quadratic, quadratic.inputs.factor, mask)
+    if quadratic.inputs.factored:
+        return _row_by_row_of_factor(quadratic, quadratic.inputs.values, mask)
     gram = quadratic.inputs.gram.reshape(-1)
     kept = np.count_nonzero(mask, axis=1)
     order = np.argsort(kept, kind="stable")[np.count_nonzero(kept == 0) :]

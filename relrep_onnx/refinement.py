@@ -11,7 +11,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean
 from typing import Final
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from relrep_onnx.adam import Buffers, one_cycle
 from relrep_onnx.augment import FLIP, Augmenter, possible
-from relrep_onnx.checkpoint import load, save
+from relrep_onnx.cache import Cache
 from relrep_onnx.data import Samples
 from relrep_onnx.distill import Distillation, opened, showing, step, traced
 from relrep_onnx.results import Epoch, Refinement
@@ -57,9 +56,10 @@ class Recipe:
     seed: int
     memory: int
     runtime: RuntimeOptions
-    checkpoint: Path | None = None
+    finished: Cache | None = None
+    """Where the state after each epoch goes, and is gone on from,"""
     key: str = ""
-    """All that the checkpoint's run depends on."""
+    """under all that the run depends on."""
 
 
 class Stepper:
@@ -234,7 +234,7 @@ def refine(
         The best state's values, and an account.
 
     Raises:
-        ConfigError: an augmentation does not fit the inputs; the checkpoint cannot be read, or belongs to another run.
+        ConfigError: an augmentation does not fit the inputs.
         CalibrationError: a step fails in ONNX Runtime.
     """
     fits = fitting(samples)
@@ -249,9 +249,11 @@ def refine(
         buffers.restart(start)
         return Loop(buffers, stepper, held, learned, kinds, recipe.seed)
 
-    saved = load(recipe.checkpoint, recipe.key) if recipe.checkpoint is not None else None
-    trials: dict[str, float] = saved[0]["trials"] if saved else {}
-    kinds = tuple(saved[0]["kinds"]) if saved else recipe.augment
+    saved = None if recipe.finished is None else recipe.finished.get(recipe.key)
+    trials: dict[str, float] = {}
+    kinds: Sequence[str] | None = recipe.augment
+    if saved is not None:
+        kinds, trials = json.loads(saved["chosen"].tobytes())
     run, interrupted = loop(()), False
     try:
         if kinds is None:
@@ -259,12 +261,13 @@ def refine(
             kinds, trials = _tried(lambda option: loop(option, few), options(samples), recipe.epochs, few, progress)
         run = loop(kinds)
         if saved is not None:
-            run.resume(saved[1])
+            run.resume(saved)
         while len(run.history) <= recipe.epochs:
             progress("refine", len(run.history) - 1, recipe.epochs, run.note())
             run.epoch(total)
-            if recipe.checkpoint is not None:
-                save(recipe.checkpoint, recipe.key, {"kinds": kinds, "trials": trials}, run.state())
+            if recipe.finished is not None:
+                chosen = np.frombuffer(json.dumps((kinds, trials)).encode(), np.uint8)
+                recipe.finished.put(recipe.key, {**run.state(), "chosen": chosen})
     except KeyboardInterrupt:
         interrupted = True
     progress("refine", recipe.epochs, recipe.epochs)

@@ -171,8 +171,7 @@ def search_and_reconstruct(task: Task) -> RepairedLayer:
         return pattern.mask(layer, scores, task.zeros)
 
     plain = least_squares(task.weight, start.mask, task.moments, tolerance=ROUGH)
-    free = pattern.step == 1 and not pattern.selective
-    found = least_squares(task.weight, start.mask, task.moments, choose, exchanges=free)
+    found = least_squares(task.weight, start.mask, task.moments, choose, exchanges=pattern.unstructured)
     if found.objective > plain.objective:
         return reconstruct(start)
     searched = _matched(found, task.moments)

@@ -21,7 +21,6 @@ from relrep_onnx import graph as graphs
 from relrep_onnx.benchmark import Plan, Setting
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
-from relrep_onnx.points import Point
 from relrep_onnx.runtime import VERSION as ORT_VERSION
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
 from relrep_onnx.verify import Fidelity, gzip_size
@@ -198,6 +197,41 @@ class Refined:
     model: ModelProto
     output: str | None
     seconds: float
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is known of one point of a sweep; None where it was not measured, or the model's outputs do not allow it.
+
+    `sparsity` and `macs_sparsity` are fractions of the prunable layers, `error` the relative L2 of the worst output, `agreement`
+    top-1 with the dense model, `metric` the user's own, `size` and `gzip` bytes of the file in the asked form, `latency`
+    milliseconds and `speedup` the dense model's in the same rounds over it.
+    """
+
+    sparsity: float
+    macs_sparsity: float
+    nonzeros: int
+    macs: int
+    error: float
+    agreement: float | None = None
+    metric: float | None = None
+    size: int | None = None
+    gzip: int | None = None
+    latency: float | None = None
+    speedup: float | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One combination of settings, `name` after its folder; `failure` says why it has no figures."""
+
+    name: str
+    sparsity: float
+    pattern: str
+    allocate: str
+    repair: str
+    figures: Figures | None
+    failure: str | None = None
 
 
 @dataclass(frozen=True)

@@ -55,13 +55,19 @@ def dense_statistics(
 
 def _pack(dense: DenseLayer) -> dict[str, Array]:
     inputs, targets = dense.inputs, dense.targets
-    some = {"matrix": inputs.matrix, "factor": inputs.factor, "shortcut": targets.shortcut}
-    known = {name: value for name, value in some.items() if value is not None}
-    numbers = np.array([inputs.count, dense.macs])
-    return {"numbers": numbers, "mean": inputs.mean, "outputs": targets.outputs, "ends": targets.ends, **known}
+    known = {
+        "mean": inputs.mean,
+        "outputs": targets.outputs,
+        "ends": targets.ends,
+        "factor" if inputs.factored else "matrix": inputs.values,
+    }
+    if targets.shortcut is not None:
+        known["shortcut"] = targets.shortcut
+    return {"numbers": np.array([inputs.count, dense.macs]), **known}
 
 
 def _unpack(layer: Layer, entry: dict[str, Array]) -> DenseLayer:
     count, macs = entry["numbers"].tolist()
-    inputs = Covariance(count, entry["mean"], entry.get("matrix"), entry.get("factor"))
+    factored = "factor" in entry
+    inputs = Covariance(count, entry["mean"], entry["factor" if factored else "matrix"], factored)
     return DenseLayer(layer, inputs, Targets(entry["outputs"], entry.get("shortcut"), entry["ends"]), macs)

@@ -47,30 +47,19 @@ class Scored:
     macs: int
 
 
-class TargetStore:
+class TargetStore(TensorStore):
     """The dense targets of every layer while a run needs them, past a limit on disk."""
 
-    def __init__(self, limit: int) -> None:
-        self._arrays = TensorStore(limit)
-
-    def __enter__(self) -> TargetStore:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._arrays.close()
-
-    def put(self, layer: Layer, targets: Targets) -> None:
+    def keep(self, layer: Layer, targets: Targets) -> None:
         """Keeps one layer's targets."""
         for name, values in (("outputs", targets.outputs), ("shortcut", targets.shortcut), ("ends", targets.ends)):
             if values is not None:
-                self._arrays.put((layer.name, name), values)
+                self.put((layer.name, name), values)
 
-    def get(self, layer: Layer) -> Targets:
+    def of(self, layer: Layer) -> Targets:
         """Gives one layer's targets back."""
-        outputs, shortcut, ends = (self._arrays.find((layer.name, name)) for name in ("outputs", "shortcut", "ends"))
-        if outputs is None or ends is None:
-            raise KeyError(layer.name)
-        return Targets(outputs, shortcut, ends)
+        name = layer.name
+        return Targets(self.get((name, "outputs")), self.find((name, "shortcut")), self.get((name, "ends")))
 
 
 class Finished:
@@ -131,8 +120,6 @@ def latency_of(scored: Scored) -> float:
     """
     layer = scored.layer
     kind: Kind = "product" if isinstance(layer.view, Contraction) else "pointwise" if layer.kernel == 1 else "conv"
-    if layer.channels == 1 and layer.groups > 1:
-        kind = "depthwise"
     return kernel_costs.COSTS[kernel_costs.REFERENCE].single[kind].mac * scored.macs / layer.size / 1e6
 
 
@@ -150,7 +137,6 @@ def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
     def pooled(layer: Layer, matters: Callable[[FloatArray], FloatArray]) -> FloatArray:
         return job.pattern.pooled(layer, matters(graphs.read_weight(job.graph, layer)))
 
-    before = graphs.count_zeros(job.graph, job.layers)
     return [
         Candidate(
             layer=s.layer,
@@ -158,7 +144,7 @@ def candidates(job: Job, scored: Sequence[Scored]) -> list[Candidate]:
             saliency=partial(pooled, s.layer, job.saliency),
             curve=s.curve,
             cost=COSTS[job.config.budget](s),
-            zeros=before[s.layer.name],
+            zeros=job.zeros[s.layer.name],
             limit=job.pattern.limit(s.layer),
             step=job.pattern.step,
         )
@@ -198,8 +184,7 @@ def repair_all(
         progress: told of the layers done.
     """
     chosen = repair or REPAIRS[job.config.repair]
-    before = graphs.count_zeros(job.graph, job.layers)
-    pruned = {layer.name for layer in job.layers if zeros[layer.name] > before[layer.name]}
+    pruned = {layer.name for layer in job.layers if zeros[layer.name] > job.zeros[layer.name]}
     if not pruned:
         return {}
 
@@ -217,7 +202,7 @@ def repair_all(
         job.layers,
         job.feeds(batches),
         replace(job.settings, progress=progress),
-        lambda layer: targets.get(layer) if layer.name in pruned else None,
+        lambda layer: targets.of(layer) if layer.name in pruned else None,
         one,
         sums=chosen.sums,
         known=kept.get,
@@ -256,9 +241,8 @@ def refined(job: Job, sparse: ModelProto, progress: Progress) -> tuple[ModelProt
     held = Held(d, job.batches(job.decision), runtime)
     values = {name: graph.stored(name) for name in d.names}
     kinds = augment_kinds(config.augment)
-    checkpoint = None if job.finished is None else job.finished.folder / "refinement.npz"
-    key = repr((graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))
-    recipe = Recipe(config.refine, kinds, config.seed, job.settings.memory, runtime, checkpoint, key)
+    key = repr(("refinement", graphs.model_hash(sparse), job.statistics_key, config.refine, config.augment))
+    recipe = Recipe(config.refine, kinds, config.seed, job.settings.memory, runtime, job.finished, key)
     best, account = refine(d, values, job.calibration, held, recipe, progress)
     model = graphs.with_tensors(sparse, best)
     graphs.set_metadata(model, {"relrep.refine": str(config.refine), "relrep.augment": ",".join(account.augment) or "none"})

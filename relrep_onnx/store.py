@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Hashable
 from pathlib import Path
 from types import TracebackType
+from typing import Self
 
 import numpy as np
 
@@ -22,7 +23,7 @@ class TensorStore:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._files = 0
 
-    def __enter__(self) -> TensorStore:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -19,6 +19,10 @@ FloatArray = NDArray[Any]
 BoolArray = NDArray[np.bool_]
 Feeds = Mapping[str, Array]
 Unit = Literal["weights", "macs", "latency"]
+MOST: Final = 10**9
+"""Of samples, of a size, of passes: more are taken for a slip, and would leave the integers that others count with."""
+THREADS: Final = 1024
+"""ONNX Runtime takes minutes to start thousands of them."""
 EXTREME: Final = 1e18
 """Weights and activations beyond this are taken for broken: their products leave float32's range."""
 

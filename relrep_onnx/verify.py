@@ -10,6 +10,7 @@ import gzip
 import importlib
 import math
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,11 +116,23 @@ class Limit:
             raise ConfigError(f"max_drop is {text!r}; give a relative L2 error such as 0.1, or top1:5%, or eval:0.01")
         return cls(kind or "error", value)
 
+    def check_resolution(self, samples: int) -> None:
+        """Refuses a drop in agreement that this many samples cannot tell from none.
+
+        Raises:
+            ConfigError: it is less than one sample.
+        """
+        if self.kind == "top1" and self.value * samples < 1:
+            raise ConfigError(
+                f"--max-drop top1:{self.value:.4g} is finer than {samples} deciding samples resolve (steps of "
+                f"{1 / samples:.4g}); give more samples (--holdout), or allow more"
+            )
+
     def drop(self, fidelity: Fidelity, before: float | None, after: float | None) -> float:
         """What a model lost, to be held against `value`, without the rounding of 1 - 0.95; NaN where its outputs are no numbers.
 
         Raises:
-            ConfigError: no output looks like classes, or the samples are too few to tell.
+            ConfigError: no output looks like classes.
         """
         if self.kind == "eval" and before is not None and after is not None:
             return round(before - after, DIGITS)
@@ -127,11 +140,6 @@ class Limit:
             return fidelity.relative_l2
         if fidelity.top1_agreement is None:
             raise ConfigError("--max-drop top1 needs an output that looks like classes; this model has none")
-        if self.value * fidelity.samples < 1:
-            raise ConfigError(
-                f"--max-drop top1:{self.value:.4g} is finer than {fidelity.samples} deciding samples resolve (steps of "
-                f"{1 / fidelity.samples:.4g}); give more samples (--holdout), or allow more"
-            )
         return round(1 - fidelity.top1_agreement, DIGITS)
 
 
@@ -212,11 +220,12 @@ def load_metric(reference: str) -> Metric:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        metric: Metric = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise ConfigError(f"--eval: cannot import {module!r}: {error}") from error
-    except AttributeError as error:
-        raise ConfigError(f"--eval: module {module!r} has no {function!r}") from error
+        found = importlib.import_module(module)
+    except Exception as error:  # it is the user's code: anything may come out of it
+        raise ConfigError(f"--eval: cannot import {module!r}: {type(error).__name__}: {error}") from error
+    metric: Metric | None = getattr(found, function, None)
+    if metric is None:
+        raise ConfigError(f"--eval: module {module!r} has no {function!r}")
     if not callable(metric):
         raise ConfigError(f"--eval: {reference!r} is no function")
     return metric
@@ -226,9 +235,14 @@ def run_metric(metric: Metric, session: Session) -> float:
     """The user's metric of one model.
 
     Raises:
-        ConfigError: it returns something that is no number.
+        ConfigError: it fails, or returns something that is no number.
     """
-    value = metric(session.raw)
+    try:
+        value = metric(session.raw)
+    except Exception as error:  # it is the user's code: anything may come out of it
+        *_, last = traceback.extract_tb(error.__traceback__)
+        what = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise ConfigError(f"the metric failed in line {last.lineno} of {last.filename}: {what}; call it alone first") from error
     try:
         return float(value)
     except (TypeError, ValueError) as error:

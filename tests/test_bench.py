@@ -323,7 +323,7 @@ def test_variants_change_what_they_say_and_put_it_back() -> None:
     with choices.with_plain_loss():
         np.testing.assert_allclose(allocate._loss(np.array([1.0, 3.0]), 4.0), [0.25, 0.75])
     with choices.damped(0.5):
-        inputs = moments.Covariance(9, np.zeros((1, 2)), np.eye(2)[None], None)
+        inputs = moments.Covariance(9, np.zeros((1, 2)), np.eye(2)[None], factored=False)
         assert inputs.ridge[1] == vars(repair)["DAMPING"] == 0.5
     assert repair.REPAIRS["reconstruct"] is usual
     assert (allocate._loss, repair.variance, moments.DAMPING) == before

@@ -8,12 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import relrep_onnx
 from relrep_onnx import kernels
@@ -26,6 +28,10 @@ from tests.test_pipeline import FASHION, SAMPLES, inputs, small_net
 
 CALIB = str(SAMPLES / "fashion_calib.npz")
 NORMALIZE = ["--mean", "0.286", "--std", "0.353"]
+
+
+def contents(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def run(*arguments: str | Path) -> Result:
@@ -81,6 +87,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in (("table", (9, 8)), ("w", (8, 16)))],
     )
     onnx.save(helper.make_model(tokens, opset_imports=[helper.make_opsetid("", 17)]), folder / "tokens.onnx")
+    onnx.save(small_net(), folder / "ext.onnx", save_as_external_data=True, location="ext.data", size_threshold=16)
+    for name in ("old.onnx", "copy.onnx"):  # what a run wrote, and a copy without its data, which the next run would remove
+        location = "old.onnx.0123456789ab.data"
+        onnx.save(small_net(), folder / name, save_as_external_data=True, location=location, size_threshold=16)
+        (folder / location).rename(folder / "held")
+    (folder / "held").rename(folder / location)
+    (folder / "all").mkdir()
+    np.savez(folder / "all" / "ok.npz", x=x)
+    (folder / "seed.json").write_text('{"seed": 1}')
+    (folder / "link.onnx").symlink_to(folder / "net.onnx")
+    (folder / "swept" / "picked").mkdir(parents=True)
+    onnx.save(small_net(), folder / "swept" / "picked" / "model.onnx")
     return folder
 
 
@@ -161,7 +179,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "operator unknown": ("inspect {}/net.onnx --op-types Convolution", 2, "near names: 'Conv'"),
     "provider unknown": ("OPT --providers Warp", 1, "available: "),
     "op library missing": ("OPT --custom-op-library {}/x.so", 1, "x.so"),
-    "batch size zero": ("OPT --batch-size 0", 2, "x>=1"),
+    "batch size zero": ("OPT --batch-size 0", 2, "1<=x"),
     "memory without end": ("OPT --max-memory inf", 2, "800M"),
     "json of a dry run": ("OPT --dry-run --json {}/r.json", 2, "--json cannot apply to --dry-run"),
     "settings in no folder": ("OPT --save-config {}/none/c.json", 2, "its folder does not exist"),
@@ -172,7 +190,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "ort by another name": ("OPT --to ort", 2, "rename the output"),
     "runtime unknown": ("OPT --for abacus", 2, "tensorrt"),
     "runtime leaves nothing": ("OPT --for tensorrt", 1, "2:4 does not pay at 8 channels"),
-    "export over its input": ("export {}/net.onnx {}/net.onnx --to compact", 2, "is the input"),
+    "export over its input": ("export {}/net.onnx {}/net.onnx --to compact", 2, "would replace MODEL"),
     "export nowhere": ("export {}/net.onnx --to compact", 2, "give one OUTPUT"),
     "export int8 without data": ("export {}/net.onnx {}/o.onnx --to int8", 2, "give samples with --calib"),
     "export in no folder": ("export {}/net.onnx {}/none/deep --to onnx,compact", 2, "does not exist"),
@@ -189,7 +207,50 @@ BAD: dict[str, tuple[str, int, str]] = {
     "config unknown key": ("OPT --config {}/config.json", 2, "unknown key 'speed'"),
     "config wrong type": ("OPT --config {}/types.json", 2, "'sparsity' has the wrong type"),
     "config no JSON": ("OPT --config {}/broken.json", 2, "is not JSON"),
-    "plot of unknown kind": ("analyze {}/net.onnx --calib {}/ok.npz --plot {}/p.xyz", 2, "cannot write the plot"),
+    "dense is the output": ("refine {}/net.onnx {}/sparse.onnx {}/net.onnx --calib {}/ok.npz", 2, "would replace DENSE"),
+    "dense is sparse, in place": ("refine {}/net.onnx {}/net.onnx --in-place --calib {}/ok.npz", 2, "would replace DENSE"),
+    "output is the data": ("optimize {}/net.onnx {}/ok.npz --calib {}/ok.npz", 2, "would replace --calib"),
+    "output is the holdout": ("optimize {}/net.onnx {}/ok.npy --calib {}/ok.npz --holdout {}/ok.npy", 2, "replace --holdout"),
+    "output is among the data": ("export {}/net.onnx {}/all/ok.npz --calib {}/all", 2, "would replace --calib"),
+    "output is the settings": ("OPT -o {}/seed.json --config {}/seed.json", 2, "two outputs"),
+    "export is the settings": ("export {}/net.onnx {}/seed.json --config {}/seed.json", 2, "would replace --config"),
+    "output is a link to the input": ("optimize {}/net.onnx {}/link.onnx --calib {}/ok.npz", 2, "is the input"),
+    "output is the input's data file": ("optimize {}/ext.onnx {}/ext.data --calib {}/ok.npz", 2, "would replace MODEL"),
+    "in place of a data file": ("optimize {}/ext.onnx {}/ext.data --in-place --calib {}/ok.npz", 2, "cannot apply together"),
+    "data of the output are the input's": ("optimize {}/copy.onnx {}/old.onnx --calib {}/ok.npz", 2, "the file beside OUTPUT"),
+    "json is the data": ("OPT --json {}/ok.npz", 2, "--json '"),
+    "json is the input behind dots": ("OPT --json {}/all/../net.onnx", 2, "would replace MODEL"),
+    "json is a data file": ("analyze {}/ext.onnx --calib {}/ok.npz --json {}/ext.data", 2, "would replace MODEL"),
+    "json is the output": ("OPT --json {}/all/../o.onnx", 2, "OUTPUT and --json would both write"),
+    "json in place": ("optimize {}/net.onnx --in-place --calib {}/ok.npz --json {}/net.onnx", 2, "both write"),
+    "settings over the model": ("OPT --save-config {}/net.onnx", 2, "--save-config '"),
+    "settings over the settings": ("OPT --config {}/seed.json --save-config {}/seed.json", 2, "would replace --config"),
+    "settings over a library": ("OPT --custom-op-library {}/net.onnx --save-config {}/net.onnx", 2, "would replace"),
+    "report is the json": ("OPT --json {}/r.json --report {}/r.json", 2, "--json and --report would both write"),
+    "comparison over its data": ("compare {}/net.onnx {}/net.onnx --data {}/ok.npz --json {}/ok.npz", 2, "would replace --data"),
+    "times over a model": ("benchmark {}/net.onnx {}/ext.onnx --json {}/ext.data", 2, "would replace DENSE SPARSE..."),
+    "sweep of what it picked": ("sweep {}/swept/picked/model.onnx {}/swept --calib {}/ok.npz", 2, "would replace MODEL"),
+    "sweep writes it already": ("sweep {}/net.onnx {}/swept --calib {}/ok.npz --json {}/swept/table.json", 2, "both write"),
+    "output is a device": ("optimize {}/net.onnx /dev/null --calib {}/ok.npz", 2, "is not a regular file"),
+    "json is a device": ("OPT --json /dev/null", 2, "is not a regular file"),
+    "threads without end": ("OPT --threads 99999999999", 2, "0<=x<=1024"),
+    "samples without end": ("OPT --num-samples 99999999999999999999999", 2, "1<=x<=1000000000"),
+    "epochs without end": ("refine {}/net.onnx {}/net.onnx {}/o.onnx --calib {}/ok.npz --epochs 9999999999", 2, "x<=1000000000"),
+    "more numbers than addresses": (
+        "TOK --random-range 0,8 --input-shape ids:999999999,999999999", 1, "64 of [999999999, 999999999] do not fit into memory",
+    ),
+    "a range beyond floats": ("optimize {}/net.onnx {}/o.onnx --calib random --random-range -1e308,1e308", 2, "random_range is"),
+    "negative batch": ("benchmark {}/net.onnx --batch -1", 2, "-1 is not between 1 and 1000000000"),
+    "batch without end": ("benchmark {}/net.onnx --batch 9999999999999999999999", 2, "is not between 1 and"),
+    "batch beyond memory": ("benchmark {}/net.onnx --batch 1000000000", 2, "does not fit into memory"),
+    "threads of no machine": ("benchmark {}/net.onnx --threads 99999999999", 2, "is not between 0 and 1024"),
+    "rounds without end": ("benchmark {}/net.onnx --rounds 99999999999999999999999", 2, "1<=x<=1000000000"),
+    "the same as no number": ("benchmark {}/net.onnx --require-same nan", 2, "'nan' is not a number"),
+    "shape of no input to time": ("benchmark {}/net.onnx --input-shape z:1,2", 2, "--input-shape names 'z'; the inputs are 'x'"),
+    "negative shape to time": ("benchmark {}/net.onnx --input-shape x:1,3,-8,8", 2, "-8 is not between 1 and"),
+    "negative shape": ("inspect {}/net.onnx --input-shape x:1,3,-8,8", 2, "-8 is not between 1 and"),
+    "shape without end": ("inspect {}/net.onnx --input-shape x:1,3,99999999999999999999,8", 2, "is not between 1 and"),
+    "plot of unknown kind": ("analyze {}/net.onnx --calib {}/nan.npz --plot {}/p.xyz", 2, "must end in .png, .svg, .pdf"),
     "json in no folder": ("analyze {}/net.onnx --calib {}/ok.npz --json {}/none/a.json", 2, "cannot write"),
 }  # fmt: skip
 
@@ -199,13 +260,13 @@ def test_bad_input_ends_with_a_sentence_and_a_code(case: str, place: Path) -> No
     arguments, code, message = BAD[case]
     if "sparse.onnx" in arguments:
         assert run("optimize", place / "net.onnx", place / "sparse.onnx", "--calib", place / "ok.npz").exit_code == 0
-    before = set(place.rglob("*"))
+    before = contents(place)
     result = run(*arguments.replace("OPT", OPT).replace("TOK", TOK).replace("{}", str(place)).split())
     text = " ".join(result.output.split())
     assert result.exit_code == code, text
     assert message in text
     assert "Traceback" not in text
-    assert set(place.rglob("*")) == before
+    assert contents(place) == before
     assert result.exception is None or isinstance(result.exception, SystemExit)
 
 
@@ -268,6 +329,25 @@ def test_optimize_for_a_runtime(place: Path, tmp_path: Path) -> None:
     assert (tmp_path / "o.onnx").stat().st_size < (place / "net.onnx").stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("saved", "arguments", "settles"),
+    [
+        ({"runtime": "tensorrt"}, [], {"pattern": "2:4", "runtime": "tensorrt"}),
+        (json.loads(Config(seed=7).to_json()), ["--for", "tensorrt"], {"pattern": "2:4", "runtime": "tensorrt", "seed": 7}),
+        ({"forms": ["compact"]}, ["--for", "ort-mobile"], {"forms": ["int8+ort"], "target": "arm"}),
+        ({"repair": "none"}, ["--effort", "low", "--pattern", "1:4"], {"pattern": "1:4", "repair": "variance"}),
+    ],
+)
+def test_the_command_line_wins_over_a_file(
+    saved: dict[str, Any], arguments: list[str], settles: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "c.json").write_text(json.dumps(saved))
+    files: list[str | Path] = ["--config", tmp_path / "c.json", "--save-config", tmp_path / "s.json"]
+    run("optimize", place / "net.onnx", "--dry-run", "--calib", place / "ok.npz", *files, *arguments)
+    told = json.loads((tmp_path / "s.json").read_text())
+    assert {name: told[name] for name in settles} == settles
+
+
 def test_another_form_for_a_runtime(place: Path, tmp_path: Path) -> None:
     target = tmp_path / "o.onnx"
     result = run("optimize", place / "net.onnx", target, "--calib", place / "ok.npz", "--for", "ort-mobile", "--to", "compact")
@@ -279,6 +359,19 @@ def test_quiet_says_nothing(place: Path, tmp_path: Path) -> None:
     result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
     assert (tmp_path / "o.onnx").exists()
+
+
+def test_threads_hold_for_matrix_products_too(place: Path, tmp_path: Path) -> None:
+    def products() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2):
+        assert products() == {2}
+        arguments = ("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--quiet")
+        assert run(*arguments).exit_code == 0
+        assert products() == {2}
+        assert run(*arguments, "--threads", "1").exit_code == 0
+        assert products() == {1}
 
 
 def test_plain_progress_goes_to_stderr(place: Path, tmp_path: Path) -> None:
@@ -338,6 +431,13 @@ def test_analyze_plots_curves(place: Path, tmp_path: Path) -> None:
     layers = json.loads((tmp_path / "a.json").read_text())["layers"]
     assert all(len(layer["curve"]["rr"]) == len(layer["curve"]["sparsity"]) for layer in layers)
     assert "SNR dB" in result.output
+
+
+def test_a_picture_without_matplotlib_is_refused_first(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("relrep_onnx.commands.options.find_spec", lambda name: None)
+    result = run("analyze", place / "net.onnx", "--calib", place / "nan.npz", "--plot", tmp_path / "rr.png")
+    assert result.exit_code == 2, result.output
+    assert "--plot needs matplotlib" in result.output
 
 
 def test_inspect_counts_macs(place: Path) -> None:
@@ -487,6 +587,12 @@ def test_external_data_counts_as_size(place: Path, tmp_path: Path) -> None:
     assert run(*arguments, "--max-bytes", str(data)).exit_code == 3
     assert {path.name for path in tmp_path.iterdir()} == {"in.onnx", "w.data"}
     assert run(*arguments, "--max-bytes", str(data + 8192)).exit_code == 0
+
+
+def test_an_export_is_held_against_all_files_of_its_input(place: Path, tmp_path: Path) -> None:
+    result = run("export", place / "ext.onnx", tmp_path / "o.onnx")
+    assert result.exit_code == 0, result.output
+    assert "100.5% of its input" in " ".join(result.output.split())  # the name of the data file has become longer
 
 
 def test_inspect_lists_how_far_gradients_come(place: Path) -> None:

@@ -17,7 +17,7 @@ from relrep_onnx.types import ConfigError
 names = st.text(max_size=8)
 fractions = st.floats(0, 1)
 finite = st.floats(-1e6, 1e6)
-counts = st.integers(1, 2**40)
+counts = st.integers(1, 10**9)
 optional_counts = st.none() | counts
 tuples = st.none() | st.lists(finite, max_size=4).map(tuple)
 FIELDS: dict[str, st.SearchStrategy[Any]] = {
@@ -199,6 +199,14 @@ RANGES: list[tuple[dict[str, Any], str]] = [
     ({"threads": -1}, "threads is -1"),
     ({"min_size": -1}, "min_size is -1"),
     ({"seed": -1}, "seed is -1"),
+    ({"threads": 10**11}, "threads is 100000000000; it must be at least 0 and at most 1024"),
+    ({"num_samples": 10**23}, "num_samples is 1"),
+    ({"batch_size": 10**23}, "batch_size is 1"),
+    ({"positions": 10**23}, "positions is 1"),
+    ({"refine": 10**23}, "refine is 1"),
+    ({"image_size": (5, 10**10)}, "image_size"),
+    ({"input_shape": {"x": (1, 0)}}, r"input_shape of 'x' is \(1, 0\); its sizes must be at least 1"),
+    ({"input_shape": {"x": (1, 10**20)}}, "input_shape of 'x'"),
     ({"image_size": (0, 5)}, "image_size"),
     ({"std": (0.0,)}, "std"),
     ({"mean": (float("nan"),)}, "finite"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def test_other_settings_win(tmp_path: Path) -> None:
     assert Config.for_runtime("tensorrt").pattern == "2:4"
     assert Config.for_runtime("tensorrt", pattern="1:4").pattern == "1:4"
     assert Config.from_json('{"runtime": "tensorrt", "seed": 3}') == Config.for_runtime("tensorrt", seed=3)
-    assert Config.from_json('{"pattern": "4x1"}', Config.for_runtime("tensorrt")).pattern == "4x1"
+    assert Config.from_json('{"runtime": "tensorrt", "pattern": "4x1"}').pattern == "4x1"
     assert Config.from_json(Config.for_runtime("ort-mobile").to_json()) == Config.for_runtime("ort-mobile")
 
 
@@ -40,6 +41,28 @@ def test_another_form_leaves_the_options_of_the_first_behind() -> None:
     config = Config.for_runtime("ort-mobile", forms=("compact",))
     assert (config.forms, config.target) == (("compact",), "amd64")
     assert Config.for_runtime("ort-mobile", forms=("ort",), target="arm").target == "arm"
+
+
+@pytest.mark.parametrize(
+    ("saved", "said", "settles"),
+    [
+        ({"runtime": "tensorrt"}, {}, {"pattern": "2:4"}),
+        ({"runtime": "tensorrt", "pattern": "1:4"}, {}, {"pattern": "1:4"}),
+        ({"runtime": "tensorrt"}, {"pattern": "1:4"}, {"pattern": "1:4"}),
+        ({"runtime": None, "pattern": "4x1", "seed": 3}, {"runtime": "tensorrt"}, {"pattern": "2:4", "seed": 3}),
+        ({"forms": ("compact",)}, {"runtime": "ort-mobile"}, {"forms": ("int8+ort",), "target": "arm"}),
+        ({"runtime": "ort-mobile", "forms": ("compact",)}, {}, {"forms": ("compact",), "target": "amd64"}),
+        ({"runtime": "ort-mobile"}, {"forms": ("compact",)}, {"forms": ("compact",), "target": "amd64"}),
+        ({"runtime": "ort-mobile", "forms": ("int8",), "target": "arm"}, {"runtime": "ort"}, {"target": "amd64"}),
+        ({"values": "int8"}, {"runtime": "ort-kernels"}, {"forms": ("sparse-ort",), "values": "int8"}),
+        ({"forms": ("compact",), "values": "int8"}, {"forms": ("compact",)}, {"values": "int8"}),
+    ],
+)
+def test_a_file_a_runtime_and_what_was_said(saved: dict[str, Any], said: dict[str, Any], settles: dict[str, Any]) -> None:
+    config = Config.merged(saved, said)
+    assert {name: getattr(config, name) for name in settles} == settles
+    assert config.runtime == {**saved, **said}.get("runtime")
+    check_forms(config.forms, Order(config.values, config.target))
 
 
 def test_an_unknown_runtime_is_refused() -> None:

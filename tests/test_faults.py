@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import ModelProto, helper, numpy_helper
 
-from relrep_onnx import CalibrationError, analyze, compare, optimize, steps
+from relrep_onnx import CalibrationError, analyze, compare, optimize, refinement, steps
 from relrep_onnx.cli import main
 from relrep_onnx.types import Array, Layer, RepairedLayer
 from tests.test_pipeline import SMALL, inputs, small_net
@@ -233,6 +233,29 @@ def test_a_run_goes_on_from_the_last_finished_layer(place: Path, monkeypatch: py
     optimize(place / "net.onnx", None, inputs(), SMALL, resume=place / "other")
     assert len(finished) == len(everything) - 2
     assert finished == everything[2:]
+
+
+def test_a_run_goes_on_from_the_last_epoch(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, state = replace(SMALL, refine=4, augment="none"), place / "state"
+    plain = optimize(place / "net.onnx", None, inputs(), config).model.SerializeToString()
+    whole, epochs = refinement.Loop.epoch, 0
+
+    def counted(self: refinement.Loop, total: int) -> None:
+        nonlocal epochs
+        whole(self, total)
+        epochs += 1
+
+    def dies(self: refinement.Loop, total: int) -> None:
+        if len(self.history) == 3:
+            raise Killed
+        whole(self, total)
+
+    monkeypatch.setattr(refinement.Loop, "epoch", dies)
+    with pytest.raises(Killed):
+        optimize(place / "net.onnx", None, inputs(), config, resume=state)
+    monkeypatch.setattr(refinement.Loop, "epoch", counted)
+    assert optimize(place / "net.onnx", None, inputs(), config, resume=state).model.SerializeToString() == plain
+    assert epochs == 2
 
 
 def test_a_finished_layer_of_other_settings_is_not_taken(place: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import subprocess
@@ -24,6 +23,8 @@ from relrep_onnx.graph import (
     check_external,
     check_target,
     count_zeros,
+    data_files,
+    files_of,
     find_layers,
     input_files,
     load,
@@ -887,26 +888,30 @@ def test_the_files_of_a_model(tmp_path: Path) -> None:
     assert not files[0].exists()
 
 
-@pytest.mark.parametrize(
-    ("target", "in_place", "message"),
-    [
-        ("", False, "is a folder; give a file name"),
-        ("missing/out.onnx", False, "does not exist"),
-        ("in.onnx", False, "is the input"),
-        ("link.onnx", False, "is the input"),
-        ("in.onnx", True, None),
-        ("out.onnx", False, None),
-        ("other.onnx", False, None),
-    ],
-)
-def test_a_target_that_would_do_harm_is_refused(tmp_path: Path, target: str, in_place: bool, message: str | None) -> None:
-    models.save(models.chain(1), tmp_path / "in.onnx")
-    models.save(models.chain(1), tmp_path / "other.onnx")
-    (tmp_path / "link.onnx").symlink_to(tmp_path / "in.onnx")
-    before = names(tmp_path)
-    with pytest.raises(ConfigError, match=message) if message else contextlib.nullcontext():
-        check_target(tmp_path / target, tmp_path / "in.onnx", in_place=in_place)
-    assert names(tmp_path) == before
+@pytest.mark.parametrize(("target", "message"), [("", "is a folder; give a file name"), ("missing/out.onnx", "does not exist")])
+def test_a_target_that_cannot_be_written_is_refused(tmp_path: Path, target: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_target(tmp_path / target)
+    assert names(tmp_path) == []
+    check_target(tmp_path / "out.onnx")
+
+
+def test_the_files_that_a_path_stands_for(tmp_path: Path) -> None:
+    models.save(models.convnet(), tmp_path / "model.onnx", data="weights.bin")
+    assert files_of(tmp_path / "model.onnx") == [tmp_path / "model.onnx", tmp_path / "weights.bin"]
+    (tmp_path / "text.onnx").write_text("no model")
+    assert files_of(tmp_path / "text.onnx") == [tmp_path / "text.onnx"]
+    assert files_of(models.convnet()) == []
+
+
+def test_the_data_files_beside_a_target(tmp_path: Path) -> None:
+    own = "out.onnx.0123456789ab.data"
+    for name, data in (("out.onnx", own), ("other.onnx", "out.onnx.data")):
+        models.save(models.convnet(), tmp_path / name, data=data)
+    assert data_files(tmp_path / "out.onnx") == [tmp_path / own]
+    assert data_files(tmp_path / "other.onnx") == []
+    assert data_files(tmp_path / "other.onnx", tmp_path / "out.onnx") == []
+    assert data_files(tmp_path / "out.onnx", tmp_path / "other.onnx") == []
 
 
 def test_zeros_are_counted_by_layer() -> None:

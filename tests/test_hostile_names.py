@@ -18,9 +18,8 @@ from onnx import ModelProto
 from relrep_onnx.cli import main
 from relrep_onnx.config import Config
 from relrep_onnx.escape import clean
-from relrep_onnx.points import Point
 from relrep_onnx.report.plot import _label
-from relrep_onnx.results import Provenance, Sweep
+from relrep_onnx.results import Point, Provenance, Sweep
 from relrep_onnx.sweeps.tables import rows, to_csv, to_markdown
 from tests.test_pipeline import small_net
 from tests.test_report import Page

@@ -48,10 +48,8 @@ def stream_of(x: Array, y: Array | None, *cuts: int, block: int = MomentStream.B
 
 
 def matrix_of(inputs: Covariance) -> FloatArray:
-    if inputs.matrix is not None:
-        return inputs.matrix
-    assert inputs.factor is not None
-    return np.asarray(inputs.factor.swapaxes(1, 2) @ inputs.factor / inputs.count)
+    values = inputs.values
+    return np.asarray(values.swapaxes(1, 2) @ values / inputs.count) if inputs.factored else values
 
 
 def close(actual: FloatArray, expected: FloatArray) -> None:
@@ -152,8 +150,8 @@ def test_a_stream_merged_with_itself_counts_twice() -> None:
 
 def test_rows_are_kept_while_they_are_fewer_than_columns() -> None:
     x, _ = rows(0, 8, 2, 8, 1)
-    assert stream_of(x[:7], None).covariance().matrix is None
-    assert stream_of(x, None).covariance().factor is None
+    assert stream_of(x[:7], None).covariance().factored
+    assert not stream_of(x, None).covariance().factored
 
 
 def test_targets_may_be_left_out() -> None:
@@ -181,22 +179,15 @@ def test_no_cancellation_far_from_zero(n: int) -> None:
 def test_both_forms_answer_alike(seed: int, n: int, groups: int) -> None:
     x, y = rows(seed, n, groups, 32, 3)
     factor = stream_of(x, y).covariance()
-    matrix = Covariance(factor.count, factor.mean, matrix_of(factor), None)
+    matrix = Covariance(factor.count, factor.mean, matrix_of(factor), factored=False)
     weight = np.random.default_rng(seed).normal(size=(3 * groups, 32))
-    assert factor.factor is not None
+    assert factor.factored
     outputs = np.stack([x[:, r // 3] @ weight[r] for r in range(3 * groups)], axis=1)
     for inputs in (factor, matrix):
         close(inputs.means(weight), outputs.mean(axis=0))
         close(inputs.variances(weight), outputs.var(axis=0))
         expected = np.stack([weight[r] @ matrix_of(factor)[r // 3] for r in range(3 * groups)])
         close(inputs.apply(weight), expected)
-
-
-def test_a_covariance_needs_one_form() -> None:
-    with pytest.raises(ValueError, match="matrix or a factor"):
-        Covariance(1, np.zeros((1, 2)), None, None).apply(np.ones((1, 2)))
-    with pytest.raises(ValueError, match="matrix or a factor"):
-        Covariance(1, np.zeros((1, 2)), None, None).gram.sum()
 
 
 @settings(deadline=None, max_examples=40)
@@ -227,7 +218,7 @@ def test_moments_of_some_outputs() -> None:
 
 
 def test_rounding_leaves_no_negative_variance() -> None:
-    inputs = Covariance(9, np.zeros((1, 2)), np.array([[[1.0, 1.0], [1.0, 1.0 - 1e-12]]]), None)
+    inputs = Covariance(9, np.zeros((1, 2)), np.array([[[1.0, 1.0], [1.0, 1.0 - 1e-12]]]), factored=False)
     weight = np.array([[1.0, -1.0], [1.0, 1.0]])
     assert (weight @ inputs.gram[0] * weight).sum(axis=1)[0] < 0
     moments = Moments.dense(inputs, weight)

@@ -24,6 +24,7 @@ from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, count_zeros, find_layers, read_weight
 from relrep_onnx.kernels.costs import COSTS, REFERENCE
 from relrep_onnx.repair import REPAIRS
+from relrep_onnx.steps import Scored, latency_of
 from relrep_onnx.types import Array, Selection, Unit
 from samples.metric import top1
 from tests import models
@@ -120,6 +121,11 @@ def test_budget_is_met_by_every_allocator(allocator: str, unit: Any) -> None:
         goal = 0.7 * sum(share[r] * r.macs for r in result.layers)
         assert {r.layer.op for r in result.layers} == {"Conv", "Gemm"}
         assert abs(sum(share[r] * r.zeros * r.macs / r.layer.size for r in result.layers) - goal) <= step
+
+
+def test_a_stack_of_one_column_products_is_priced_as_products() -> None:
+    layer = models.only_layer(models.single("MatMul", (4, 2, 1), (4, 1, 300)).model)
+    assert latency_of(Scored(layer, None, layer.size)) == COSTS[REFERENCE].single["product"].mac / 1e6  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("repair", REPAIRS)

@@ -15,7 +15,7 @@ from onnx import ModelProto, helper
 from relrep_onnx.calibrate import Feeding, WalkSettings, dense_pass
 from relrep_onnx.graph import Graph, find_layers, read_weight, with_layer
 from relrep_onnx.job import quiet
-from relrep_onnx.masks import PATTERNS, unit_row_magnitude
+from relrep_onnx.masks import pattern_named, unit_row_magnitude
 from relrep_onnx.moments import Covariance, Moments
 from relrep_onnx.repair import REPAIRS, Task
 from relrep_onnx.runtime import RuntimeOptions, Session
@@ -39,7 +39,7 @@ def moments_of(model: ModelProto, layers: Sequence[Layer], batches: Sequence[Fee
 
 def task_of(model: ModelProto, layer: Layer, inputs: Covariance) -> Task:
     weight = read_weight(Graph(model), layer)
-    return Task(layer, weight, unit_row_magnitude(weight), PATTERNS["unstructured"], 0, Moments.dense(inputs, weight))
+    return Task(layer, weight, unit_row_magnitude(weight), pattern_named("unstructured"), 0, Moments.dense(inputs, weight))
 
 
 def repaired(name: str, task: Task, sparsity: float) -> RepairedLayer:

@@ -79,14 +79,15 @@ def run(command: str, model: Path) -> tuple[int, str, str]:
     """One command on the model, whatever else it wants being in order."""
     other, out = model.with_name("other.onnx"), model.with_name("out.onnx")
     onnx.save(models.convnet(), other)
-    calib = ("--calib", "random", "--num-samples", "16", "--batch-size", "4", "--min-size", "16")
+    samples = ("--calib", "random", "--num-samples", "16", "--batch-size", "4")
+    calib = (*samples, "--min-size", "16")
     arguments: dict[str, tuple[str | Path, ...]] = {
         "inspect": (model,),
         "analyze": (model, *calib),
         "optimize": (model, out, *calib, "--allocate", "uniform"),
         "export": (model, out, "--to", "onnx"),
         "compare": (other, model, "--data", "random"),
-        "refine": (other, model, out, *calib, "--epochs", "1"),
+        "refine": (other, model, out, *samples, "--epochs", "1"),
         "benchmark": (other, model, "--rounds", "1"),
     }
     return fuzz.command(command, *arguments[command])

@@ -15,7 +15,7 @@ from relrep_onnx import calibrate
 from relrep_onnx.calibrate import Feeding, Walk, WalkSettings, dense_pass, sequential_pass
 from relrep_onnx.graph import Graph, find_layers, plan_stages, read_weight, stage_model, write_layer
 from relrep_onnx.job import quiet
-from relrep_onnx.masks import PATTERNS, unit_row_magnitude
+from relrep_onnx.masks import pattern_named, unit_row_magnitude
 from relrep_onnx.moments import Moments
 from relrep_onnx.repair import Pruned, affine
 from relrep_onnx.runtime import RuntimeOptions, Session
@@ -46,7 +46,7 @@ def layers_of(model: ModelProto) -> list[Layer]:
 
 def pruned(layer: Layer, weight: FloatArray, moments: Moments, held_out: Moments | None = None) -> RepairedLayer:
     """Half of the weights dropped, then repaired; something every later layer notices."""
-    mask = PATTERNS["unstructured"].mask(layer, unit_row_magnitude(weight), layer.size // 2)
+    mask = pattern_named("unstructured").mask(layer, unit_row_magnitude(weight), layer.size // 2)
     return affine(Pruned(weight, mask, moments))
 
 

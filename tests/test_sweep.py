@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from relrep_onnx import Config, ConfigError, Grid, ModelError, Sweep, VerificationError, compare, optimize, sweep
 from relrep_onnx.calibrate import dense_pass
 from relrep_onnx.cli import main
-from relrep_onnx.points import Figures, Point
+from relrep_onnx.results import Figures, Point
 from relrep_onnx.sweeps import parse_sparsities
 from relrep_onnx.sweeps.book import Book
 from relrep_onnx.sweeps.engines import processes
@@ -313,6 +313,20 @@ def test_a_model_that_no_point_can_take(tmp_path: Path) -> None:
         run(tmp_path, Grid((0.9,), ("2:4",), ("uniform",), ("none",)))
 
 
+def test_a_sweep_over_predicted_latency(tmp_path: Path) -> None:
+    onnx.save(small_net(), tmp_path / "net.onnx")
+    np.save(tmp_path / "x.npy", inputs())
+    arguments = (
+        f"sweep {tmp_path}/net.onnx {tmp_path}/out --calib {tmp_path}/x.npy --min-size 64 --threads 1 --sparsity 0.5 --quiet "
+        "--allocate uniform --repair none --budget latency"
+    ).split()
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    config = dataclasses.replace(BASE, sparsity=0.5, budget="latency", allocate="uniform", repair="none", forms=("onnx",))
+    figures = json.loads((tmp_path / "out" / "table.json").read_text())["points"][0]["figures"]
+    assert figures["sparsity"] == optimize(small_net(), None, inputs(), config).sparsity
+
+
 def test_the_command(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="the picture needs matplotlib")
     onnx.save(small_net(), tmp_path / "net.onnx")
@@ -335,4 +349,5 @@ def test_the_command(tmp_path: Path) -> None:
     missed = CliRunner().invoke(main, [*arguments, "--pick", "error<1e-9 & size min"])
     assert missed.exit_code == 3
     assert "none of 4 points meets all conditions" in missed.output
+    assert not (tmp_path / "out" / "statistics").exists()
     assert CliRunner().invoke(main, [*arguments, "--pick", "error"]).exit_code == 2

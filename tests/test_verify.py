@@ -239,7 +239,9 @@ def metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "def size(session): return len(session.get_inputs()[0].shape)\n"
         "def nothing(session): return None\n"
         "def text(session): return 'good'\n"
+        "def fails(session): return {}['top1']\n"
     )
+    (tmp_path / "broken_of_this_test.py").write_text("def f(:\n")
     yield name
     sys.modules.pop(name, None)
 
@@ -256,9 +258,15 @@ def test_a_metric_that_gives_no_number(metrics: str, function: str) -> None:
         run_metric(load_metric(f"{metrics}:{function}"), session(np.eye(4)))
 
 
+def test_a_metric_that_fails(metrics: str) -> None:
+    with pytest.raises(ConfigError, match=rf"the metric failed in line 5 of .*{metrics}.py: KeyError: 'top1'; call it alone"):
+        run_metric(load_metric(f"{metrics}:fails"), session(np.eye(4)))
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
+        ("broken_of_this_test:f", "cannot import 'broken_of_this_test': SyntaxError: "),
         ("", "takes module:function"),
         ("{}", "takes module:function"),
         ("{}:", "takes module:function"),

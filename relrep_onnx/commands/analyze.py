@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import check_reports, command_line, config_of, publish
+from relrep_onnx.commands.common import check_files, command_line, config_of, publish
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -18,7 +18,7 @@ from relrep_onnx.commands.options import (
     QUIET_OPTION,
     REPORT_OPTION,
     SELECT_OPTIONS,
-    OutputFile,
+    Picture,
 )
 from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.progress import shown_progress
@@ -31,7 +31,7 @@ from relrep_onnx.progress import shown_progress
 @METHOD_OPTIONS
 @JSON_OPTION
 @REPORT_OPTION
-@click.option("--plot", type=OutputFile(), help="RR curves as a picture (.png, .svg, .pdf).")
+@click.option("--plot", type=Picture(), help="RR curves as a picture (.png, .svg, .pdf).")
 @CONFIG_OPTION
 @QUIET_OPTION
 def analyze(
@@ -47,7 +47,7 @@ def analyze(
     **_: Any,
 ) -> None:
     """Measure Relative Repairability of every layer: how much pruning damage repair cannot undo."""
-    check_reports()
+    check_files()
     with shown_progress(quiet) as progress:
         analysis = run_analyze(model, calib, config_of(config_path), holdout=holdout, cache_dir=cache_dir, progress=progress)
     if plot is not None:

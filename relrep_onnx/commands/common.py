@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import click
 from click.core import ParameterSource
+from threadpoolctl import threadpool_limits
 
 from relrep_onnx import report
-from relrep_onnx.config import Config
+from relrep_onnx.commands.options import InputFile, OutputFile
+from relrep_onnx.config import Config, saved_settings
 from relrep_onnx.escape import clean
+from relrep_onnx.files import Named, check_separate, same_file
 from relrep_onnx.types import ConfigError
 
 COMMAND_LINE: Final = f"{__name__}.command_line"
@@ -20,7 +23,7 @@ COMMAND_LINE: Final = f"{__name__}.command_line"
 
 
 def config_of(path: Path | None, preset: Mapping[str, Any] | None = None) -> Config:
-    """The configuration file, a preset on top, and what was said on the command line on top of both."""
+    """What the configuration file says, a preset over it, and over both what was said on the command line."""
     context = click.get_current_context()
     fields = {f.name for f in dataclasses.fields(Config)}
     said: dict[str, Any] = {
@@ -28,23 +31,20 @@ def config_of(path: Path | None, preset: Mapping[str, Any] | None = None) -> Con
         for name, value in context.params.items()
         if name in fields and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    runtime = said.pop("runtime", None)
-    forms = {"forms": said["forms"]} if "forms" in said else {}
-    beneath = Config() if runtime is None else Config.for_runtime(runtime, **forms)
-    beneath = Config.load(path, beneath) if path is not None else beneath
-    return dataclasses.replace(beneath, **{**(preset or {}), **said})
+    config = Config.merged({} if path is None else saved_settings(path), {**(preset or {}), **said})
+    if config.threads:  # where others use the cores too, more threads than asked for wait for each other by spinning
+        threadpool_limits(config.threads)
+    return config
 
 
-def target_of(model: Path, output: Path | None, option: Path | None, in_place: bool, dry_run: bool) -> Path | None:
-    """Where a run writes; None where it writes nothing."""
+def target_of(output: Path | None, option: Path | None = None, *, replaced: Path | None = None) -> Path | None:
+    """Where a run writes, the model that --in-place replaces included; None where nothing says so."""
     if output is not None and option is not None:
         raise ConfigError(f"two outputs: {str(output)!r} and -o {str(option)!r}; give one")
     target = output or option
-    if in_place and target is not None and target.absolute() != model.absolute():
+    if replaced is not None and target is not None and not same_file(target, replaced):
         raise ConfigError("--in-place replaces the input; it cannot apply together with another output")
-    if target is None and not in_place and not dry_run:
-        raise ConfigError("give an OUTPUT file, or --in-place to replace the input")
-    return model if in_place else target
+    return replaced or target
 
 
 def command_line() -> str:
@@ -52,19 +52,27 @@ def command_line() -> str:
     return str(click.get_current_context().meta[COMMAND_LINE])
 
 
-def check_reports() -> None:
-    """Refuses a report over what the command reads or writes itself.
+def check_files(written: Iterable[Named] = (), *, replaced: Path | None = None) -> None:
+    """Refuses what the command writes where it is what it reads, or the same twice; the types of options tell which is which.
+
+    Args:
+        written: what it writes besides files that options name.
+        replaced: the model that --in-place gives up.
 
     Raises:
-        ConfigError: naming the file.
+        ConfigError: naming both.
     """
-    params = click.get_current_context().params
-    reports = {name: params[name] for name in ("json_path", "report_path") if params.get(name) is not None}
-    for name, value in params.items():
-        for other in value if isinstance(value, tuple) else (value,):
-            for path in reports.values():
-                if name not in reports and isinstance(other, Path) and other.absolute() == path.absolute():
-                    raise ConfigError(f"the report {str(path)!r} would replace another file of this command; give another name")
+    context = click.get_current_context()
+    outputs, inputs = list(written), []
+    for parameter in context.command.params:
+        name = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.human_readable_name
+        value = context.params.get(parameter.name or "")
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(parameter.type, OutputFile) and item is not None:
+                outputs.append((name, item))
+            elif isinstance(parameter.type, InputFile) and item is not None and item is not replaced:
+                inputs.append((name, parameter.type.files(item)))
+    check_separate(outputs, ((name, file) for name, files in inputs for file in files))
 
 
 def publish(document: report.Document, json_path: Path | None, report_path: Path | None, *, quiet: bool) -> None:

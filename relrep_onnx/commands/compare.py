@@ -8,8 +8,19 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import check_reports, config_of, publish
-from relrep_onnx.commands.options import DATA_OPTIONS, JSON_OPTION, MODEL, QUIET_OPTION, RANDOM_OPTIONS, RUN_OPTIONS, setting
+from relrep_onnx.commands.common import check_files, config_of, publish
+from relrep_onnx.commands.options import (
+    DATA,
+    DATA_OPTIONS,
+    JSON_OPTION,
+    MODEL,
+    QUIET_OPTION,
+    RANDOM_OPTIONS,
+    RUN_OPTIONS,
+    Real,
+    setting,
+    whole,
+)
 from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.verify import check_gates
 
@@ -17,18 +28,18 @@ from relrep_onnx.verify import check_gates
 @click.command()
 @click.argument("dense", type=MODEL)
 @click.argument("sparse", type=MODEL)
-@click.option("--data", required=True, metavar="DATA", help="Samples, in every form --calib takes.")
+@click.option("--data", type=DATA, required=True, metavar="DATA", help="Samples, in every form --calib takes.")
 @DATA_OPTIONS
 @RANDOM_OPTIONS
-@setting("--seed", type=click.IntRange(0), help="Seed of random data.")
+@whole("--seed", help="Seed of random data.")
 @RUN_OPTIONS
-@setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output.")
-@setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement.")
+@setting("--max-error", type=Real(0), help="Gate: largest relative L2 error of an output.")
+@setting("--min-agreement", type=Real(0, 1), help="Gate: least top-1 agreement.")
 @JSON_OPTION
 @QUIET_OPTION
 def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet: bool, **_: Any) -> None:
     """Compare the outputs of SPARSE with those of DENSE on the same samples."""
-    check_reports()
+    check_files()
     config = config_of(None)
     fidelity = run_compare(dense, sparse, data, config)
     publish(report.of_fidelity(fidelity, sparse.name), json_path, None, quiet=quiet)

@@ -15,7 +15,6 @@ from relrep_onnx.distill import outlook
 from relrep_onnx.escape import clean
 from relrep_onnx.inspection import inspect as inspect_model
 from relrep_onnx.runtime import mobile_usability
-from relrep_onnx.types import Selection
 
 
 @click.command()
@@ -27,10 +26,10 @@ from relrep_onnx.types import Selection
 def inspect(model: Path, gradients: bool, mobile: bool, **_: Any) -> None:
     """Show what can be pruned, what stays and why, and the MACs per layer."""
     config = config_of(None)
-    inspection = inspect_model(model, Selection(config.min_size, config.nodes_to_exclude, config.op_types), config.input_shape)
-    console = report.console_for()
-    flat = graphs.flatten(graphs.load(model).model)
-    reach = outlook(flat.model, [facts.layer for facts in inspection.layers]) if gradients else None
+    inspection = inspect_model(model, config.as_selection(), config.input_shape)
+    console, reach = report.console_for(), None
+    if gradients:
+        reach = outlook(graphs.flatten(graphs.load(model).model).model, [facts.layer for facts in inspection.layers])
     console.print(report.render(report.of_inspection(inspection, reach)))
     if mobile:
         usable, lines = mobile_usability(model)

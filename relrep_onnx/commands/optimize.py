@@ -9,7 +9,7 @@ import click
 
 from relrep_onnx import report
 from relrep_onnx.allocate import ALLOCATORS, AUTO
-from relrep_onnx.commands.common import check_reports, command_line, config_of, publish, say_written, target_of
+from relrep_onnx.commands.common import check_files, command_line, config_of, publish, say_written, target_of
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -26,10 +26,13 @@ from relrep_onnx.commands.options import (
     SELECT_OPTIONS,
     NamedValue,
     OutputFile,
+    Real,
     setting,
+    whole,
 )
 from relrep_onnx.config import EFFORTS
 from relrep_onnx.estimate import estimate
+from relrep_onnx.exporting import places_of, written_at
 from relrep_onnx.files import write_text
 from relrep_onnx.pipeline import optimize as run_optimize
 from relrep_onnx.progress import shown_progress
@@ -61,15 +64,15 @@ from relrep_onnx.types import ConfigError, Unit
 @setting(
     "--allocate", type=click.Choice([AUTO, *ALLOCATORS]), help="How the budget is spread over the layers; auto tries several."
 )
-@setting("--min-layer-sparsity", type=click.FloatRange(0, 1), help="Every layer gets at least this.")
-@setting("--max-layer-sparsity", type=click.FloatRange(0, 1), help="No layer gets more than this.")
+@setting("--min-layer-sparsity", type=Real(0, 1), help="Every layer gets at least this.")
+@setting("--max-layer-sparsity", type=Real(0, 1), help="No layer gets more than this.")
 @setting(
     "--layer-sparsity",
     multiple=True,
-    type=NamedValue("=", click.FloatRange(0, 1), "NAME=0.3"),
+    type=NamedValue("=", Real(0, 1), "NAME=0.3"),
     help="Fixes the sparsity of one layer; repeatable.",
 )
-@setting("--refine", type=click.IntRange(0), metavar="EPOCHS", help="Then move all survivors together for so many epochs.")
+@whole("--refine", metavar="EPOCHS", help="Then move all survivors together for so many epochs.")
 @REFINE_OPTIONS
 @click.option(
     "--effort",
@@ -105,8 +108,12 @@ def optimize(
 ) -> None:
     """Prune MODEL, repair it, verify it on held-out samples, and write it to OUTPUT (a folder with several --to forms)."""
     config = config_of(config_path, EFFORTS[effort] if effort else {})
-    target = target_of(model, output, output_option, in_place, dry_run)
-    check_reports()
+    replaced = model if in_place else None
+    target = target_of(output, output_option, replaced=replaced)
+    if target is None and not dry_run:
+        raise ConfigError("give an OUTPUT file, or --in-place to replace the input")
+    places = {} if target is None else places_of(model, target, config, {}, in_place=in_place)
+    check_files(written_at(places.values()), replaced=replaced)
     for option, path in (("--json", json_path), ("--report", report_path)):
         if dry_run and path is not None:
             raise ConfigError(f"{option} cannot apply to --dry-run: there is no result to write")

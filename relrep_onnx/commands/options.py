@@ -5,18 +5,23 @@ Most options are fields of `Config`; `setting` gives them the field's name and d
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from relrep_onnx.config import Config
+from relrep_onnx import graph as graphs
+from relrep_onnx.config import RANGES, Config
+from relrep_onnx.data import files_of as data_files
 from relrep_onnx.deployment import RUNTIMES
 from relrep_onnx.export import EXPORTERS
 from relrep_onnx.repair import REPAIRS
-from relrep_onnx.report import FACES
+from relrep_onnx.report import FACES, NO_PICTURES, PICTURES
+from relrep_onnx.types import MOST, ConfigError
 
 if TYPE_CHECKING:
     Parameter = click.ParamType[Any]
@@ -27,13 +32,28 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DEFAULTS = Config()
 
 
+class Real(click.FloatRange):
+    """A number in a range; NaN is in none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a float."""
+        number = super().convert(value, param, ctx)
+        return self.fail(f"{value!r} is not a number", param, ctx) if math.isnan(number) else number
+
+
 class Numbers(Parameter):
-    """Comma-separated numbers; `count` fixes how many."""
+    """Comma-separated numbers; `count` fixes how many, `between` the least and the largest."""
 
     name = "numbers"
 
-    def __init__(self, kind: type[int] | type[float], count: int | None = None, metavar: str = "N,N") -> None:
-        self.kind, self.count, self.name = kind, count, metavar
+    def __init__(
+        self,
+        kind: type[int] | type[float],
+        count: int | None = None,
+        metavar: str = "N,N",
+        between: tuple[int, int] | None = None,
+    ) -> None:
+        self.kind, self.count, self.name, self.between = kind, count, metavar, between
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text to a tuple."""
@@ -45,6 +65,9 @@ class Numbers(Parameter):
             self.fail(f"{value!r} is not a list of numbers such as {self.name}", param, ctx)
         if self.count is not None and len(numbers) != self.count:
             self.fail(f"{value!r} holds {len(numbers)} numbers, not {self.count}", param, ctx)
+        for number in numbers:
+            if self.between is not None and not self.between[0] <= number <= self.between[1]:
+                self.fail(f"{number} is not between {self.between[0]} and {self.between[1]}", param, ctx)
         return numbers
 
 
@@ -74,6 +97,18 @@ class Forms(Parameter):
         return value if isinstance(value, tuple) else tuple(str(value).split(","))
 
 
+class InputFile(click.Path):
+    """What a command reads; `files` lists those that a value stands for."""
+
+    def __init__(self, files: Callable[[Any], Iterable[Path]] = lambda value: [Path(value)], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.files = files
+
+
+MODEL: Final = InputFile(graphs.files_of, exists=True, dir_okay=False, path_type=Path)
+DATA: Final = InputFile(data_files)
+
+
 class OutputFile(click.Path):
     """A file to write, refused before the work begins where its folder is missing, or where it has none of the `suffixes`."""
 
@@ -88,6 +123,20 @@ class OutputFile(click.Path):
             self.fail(f"cannot write {str(path)!r}: its name must end in {', '.join(self.suffixes)}", param, ctx)
         if not path.parent.is_dir():
             self.fail(f"cannot write {str(path)!r}: its folder does not exist", param, ctx)
+        return path
+
+
+class Picture(OutputFile):
+    """A picture to write, refused before the work begins where matplotlib is missing, too."""
+
+    def __init__(self) -> None:
+        super().__init__(PICTURES)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Text to a path."""
+        path = super().convert(value, param, ctx)
+        if find_spec("matplotlib") is None:
+            raise ConfigError(NO_PICTURES)
         return path
 
 
@@ -127,23 +176,31 @@ def setting(flag: str, **kwargs: Any) -> Callable[[Command], Command]:
     )
 
 
+def whole(flag: str, **kwargs: Any) -> Callable[[Command], Command]:
+    """A `setting` that is a whole number, in the range that `Config` gives it."""
+    field = kwargs.get("field", flag.removeprefix("--").replace("-", "_"))
+    return setting(flag, type=click.IntRange(*RANGES[field]), **kwargs)
+
+
 RUN_OPTIONS = _options(
-    setting("--threads", type=click.IntRange(0), help="Threads of ONNX Runtime; 0 leaves the choice to it."),
+    whole("--threads", help="Threads of ONNX Runtime (and, of a command, of NumPy's products); 0 leaves the choice to them."),
     setting(
         "--providers", multiple=True, metavar="NAME", help="Execution provider, most wanted first; repeatable. Default: CPU."
     ),
-    setting("--custom-op-library", metavar="FILE", help="Shared library with custom operators the model needs."),
+    setting(
+        "--custom-op-library", type=InputFile(), metavar="FILE", help="Shared library with custom operators the model needs."
+    ),
 )
 DATA_OPTIONS = _options(
     setting("--calib-key", metavar="KEY", help="Array to take from an .npz whose keys are not the input's name."),
-    setting("--image-size", type=Numbers(int, 2, "H,W"), help="Resize uint8 images to this height and width."),
+    setting("--image-size", type=Numbers(int, 2, "H,W", (1, MOST)), help="Resize uint8 images to this height and width."),
     setting("--mean", type=Numbers(float, metavar="M,M,M"), help="Subtracted from scaled uint8 images, per channel."),
     setting("--std", type=Numbers(float, metavar="S,S,S"), help="Divides after the mean, per channel."),
     setting("--scale", type=float, help="Multiplies uint8 pixels first.  [default: 1/255]"),
     setting("--layout", type=click.Choice(["nchw", "nhwc"]), help="Layout the model wants.  [default: from its input's shape]"),
     setting("--color", type=click.Choice(["rgb", "bgr"]), help="Channel order the model wants."),
-    setting("--batch-size", type=click.IntRange(1), help="Samples per run, where the model leaves it open."),
-    setting("--num-samples", type=click.IntRange(1), help="Use only the first so many samples."),
+    whole("--batch-size", help="Samples per run, where the model leaves it open."),
+    whole("--num-samples", help="Use only the first so many samples."),
     setting(
         "--skip-bad-samples",
         is_flag=True,
@@ -153,7 +210,7 @@ DATA_OPTIONS = _options(
 INPUT_SHAPE = setting(
     "--input-shape",
     multiple=True,
-    type=NamedValue(":", Numbers(int, metavar="1,3,224,224"), "NAME:1,3,224,224"),
+    type=NamedValue(":", Numbers(int, metavar="1,3,224,224", between=(1, MOST)), "NAME:1,3,224,224"),
     help="Fixes the shape of an input where the model leaves it open (with data: for random only); repeatable.",
 )
 RANDOM_OPTIONS = _options(
@@ -167,20 +224,21 @@ NODE_OPTIONS = _options(
     setting("--op-types", multiple=True, metavar="OP", help="Take only these operator types; repeatable.  [default: all]"),
 )
 SELECT_OPTIONS = _options(
-    setting("--min-size", type=click.IntRange(0), help="Weights with fewer elements stay."),
+    whole("--min-size", help="Weights with fewer elements stay."),
     NODE_OPTIONS,
 )
 SAMPLE_OPTIONS = _options(
     click.option(
         "--calib",
+        type=DATA,
         required=True,
         metavar="DATA",
         help="Unlabelled samples: .npz, .npy, a folder of these or of images, a folder of test_data_set_*, or the word random.",
     ),
-    click.option("--holdout", metavar="DATA", help="Samples for verification.  [default: the last eighth of --calib]"),
+    click.option("--holdout", type=DATA, metavar="DATA", help="Samples for verification.  [default: the last eighth of --calib]"),
     DATA_OPTIONS,
     RANDOM_OPTIONS,
-    setting("--seed", type=click.IntRange(0), help="Seed of all sampling."),
+    whole("--seed", help="Seed of all sampling."),
     RUN_OPTIONS,
     setting(
         "--max-memory", type=Bytes(), help="Memory for waiting activations, disk beyond.  [default: a quarter of what is free]"
@@ -188,7 +246,7 @@ SAMPLE_OPTIONS = _options(
 )
 CALIBRATE_OPTIONS = _options(
     SAMPLE_OPTIONS,
-    setting("--positions", type=click.IntRange(1), help="Output positions sampled per sample and layer."),
+    whole("--positions", help="Output positions sampled per sample and layer."),
     click.option("--cache-dir", type=click.Path(file_okay=False, path_type=Path), help="Keeps the dense model's statistics."),
 )
 JSON_OPTION = click.option("--json", "json_path", type=OutputFile(), help="Also write the result here.")
@@ -202,13 +260,13 @@ QUIET_OPTION = click.option("--quiet", is_flag=True, help="No progress, no repor
 CONFIG_OPTION = click.option(
     "--config",
     "config_path",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=InputFile(exists=True, dir_okay=False, path_type=Path),
     help="Settings from a JSON file; options on the command line win.",
 )
 METHOD_OPTIONS = _options(
     setting(
         "--sparsity",
-        type=click.FloatRange(0, 1),
+        type=Real(0, 1),
         help="Fraction of zeros among the prunable weights (or of their MACs).  [default: 0.8; with N:M all it allows]",
     ),
     setting("--repair", type=click.Choice(list(REPAIRS)), help="How survivors and biases are corrected."),
@@ -227,8 +285,8 @@ REFINE_OPTIONS = _options(
 )
 MAX_BYTES = setting("--max-bytes", type=Bytes(), help="Gate: largest size of a written file, its external data included.")
 GATE_OPTIONS = _options(
-    setting("--max-error", type=click.FloatRange(0), help="Gate: largest relative L2 error of an output on held-out samples."),
-    setting("--min-agreement", type=click.FloatRange(0, 1), help="Gate: least top-1 agreement with the dense model."),
+    setting("--max-error", type=Real(0), help="Gate: largest relative L2 error of an output on held-out samples."),
+    setting("--min-agreement", type=Real(0, 1), help="Gate: least top-1 agreement with the dense model."),
     setting(
         "--eval",
         metavar="MODULE:FUNCTION",
@@ -262,4 +320,3 @@ FOR_OPTION = click.option(
     type=click.Choice(list(RUNTIMES)),
     help="Picks the pattern, the layers and the form that pay on a runtime; other options win.",
 )
-MODEL = click.Path(exists=True, dir_okay=False, path_type=Path)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import check_reports, command_line, config_of, publish, say_written, target_of
+from relrep_onnx.commands.common import check_files, command_line, config_of, publish, say_written, target_of
 from relrep_onnx.commands.options import (
     CONFIG_OPTION,
     GATE_OPTIONS,
@@ -21,8 +21,10 @@ from relrep_onnx.commands.options import (
     SAMPLE_OPTIONS,
 )
 from relrep_onnx.config import DEFAULT_EPOCHS
+from relrep_onnx.exporting import check_places, written_at
 from relrep_onnx.pipeline import refine as run_refine
 from relrep_onnx.progress import shown_progress
+from relrep_onnx.types import MOST, ConfigError
 
 
 @click.command()
@@ -30,7 +32,7 @@ from relrep_onnx.progress import shown_progress
 @click.argument("sparse", type=MODEL)
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
 @click.option("--in-place", is_flag=True, help="Replace SPARSE.")
-@click.option("--epochs", "refine", type=click.IntRange(1), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
+@click.option("--epochs", "refine", type=click.IntRange(1, MOST), help=f"Passes over the samples.  [default: {DEFAULT_EPOCHS}]")
 @REFINE_OPTIONS
 @SAMPLE_OPTIONS
 @NODE_OPTIONS
@@ -57,8 +59,12 @@ def refine(
 
     Zeros stay zeros.  Held-out samples decide which state goes to OUTPUT; where none is better, that is SPARSE itself.
     """
-    target = target_of(sparse, output, None, in_place, False)
-    check_reports()
+    replaced = sparse if in_place else None
+    target = target_of(output, replaced=replaced)
+    if target is None:
+        raise ConfigError("give an OUTPUT file, or --in-place to replace SPARSE")
+    check_places([target], {"DENSE": dense, "SPARSE": sparse}, {}, in_place=in_place)
+    check_files(written_at([target]), replaced=replaced)
     with shown_progress(quiet) as progress:
         result = run_refine(
             dense,

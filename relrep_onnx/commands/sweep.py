@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from relrep_onnx import report
-from relrep_onnx.commands.common import check_reports, command_line, config_of, publish
+from relrep_onnx.commands.common import check_files, command_line, config_of, publish
 from relrep_onnx.commands.options import (
     CALIBRATE_OPTIONS,
     CONFIG_OPTION,
@@ -19,13 +19,13 @@ from relrep_onnx.commands.options import (
     REPORT_OPTION,
     SELECT_OPTIONS,
     Forms,
-    OutputFile,
+    Picture,
     setting,
 )
 from relrep_onnx.progress import shown_progress
-from relrep_onnx.sweeps import Grid, parse_sparsities
+from relrep_onnx.sweeps import Grid, parse_sparsities, written_in
 from relrep_onnx.sweeps import sweep as run_sweep
-from relrep_onnx.types import ConfigError
+from relrep_onnx.types import ConfigError, Unit
 
 
 class Names(Forms):
@@ -51,7 +51,7 @@ class Names(Forms):
     show_default=True,
     help="What goes into the table: error, size, latency (timed at the end, one model at a time).",
 )
-@setting("--budget", type=click.Choice(["weights", "macs"]), help="What --sparsity counts.")
+@setting("--budget", type=click.Choice(get_args(Unit)), help="What --sparsity counts, as in optimize.")
 @setting("--to", field="forms", type=Forms(), help="The form that is measured and written, as in optimize.  [default: compact]")
 @FORM_OPTIONS
 @setting("--eval", metavar="MODULE:FUNCTION", help="Your own metric, called with an onnxruntime.InferenceSession.")
@@ -62,7 +62,7 @@ class Names(Forms):
 @click.option(
     "--pick", metavar="WORDS", help='Choose a point, such as "error<0.05 & size min", and write its model to OUT_FOLDER/picked.'
 )
-@click.option("--plot", type=OutputFile(), help="Error against size or latency as a picture (.png, .svg, .pdf).")
+@click.option("--plot", type=Picture(), help="Error against size or latency as a picture (.png, .svg, .pdf).")
 @JSON_OPTION
 @REPORT_OPTION
 @CONFIG_OPTION
@@ -95,13 +95,14 @@ def sweep(
     OUT_FOLDER holds the finished points and the tables; by default it is named after MODEL.  --max-memory is for all jobs
     together.
     """
-    check_reports()
+    folder = folder or Path(f"{model.stem}.sweep")
+    check_files(written_in(folder))
     if (engine == "dask") != (scheduler is not None):
         raise ConfigError("--engine dask and --scheduler ADDRESS go together; give both or neither")
     with shown_progress(quiet) as progress:
         found = run_sweep(
             model,
-            folder or Path(f"{model.stem}.sweep"),
+            folder,
             calib,
             Grid(parse_sparsities(sparsities), patterns, allocators, repairs),
             config_of(config_path, {} if config_path else {"forms": ("compact",)}),

@@ -2,6 +2,17 @@
 
 from relrep_onnx.data.images import Preprocessing
 from relrep_onnx.data.samples import Entry, Samples, halves, runs, split_holdout
-from relrep_onnx.data.sources import DataOptions, lasting, load_samples
+from relrep_onnx.data.sources import DataOptions, files_of, lasting, load_samples
 
-__all__ = ["DataOptions", "Entry", "Preprocessing", "Samples", "halves", "lasting", "load_samples", "runs", "split_holdout"]
+__all__ = [
+    "DataOptions",
+    "Entry",
+    "Preprocessing",
+    "Samples",
+    "files_of",
+    "halves",
+    "lasting",
+    "load_samples",
+    "runs",
+    "split_holdout",
+]

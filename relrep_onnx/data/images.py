@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import numpy as np
 
-from relrep_onnx.types import Array, CalibrationError, ConfigError
+from relrep_onnx.types import MOST, Array, CalibrationError, ConfigError
 
 Dim = int | str | None
 
@@ -35,8 +35,8 @@ class Preprocessing:
     color: Literal["rgb", "bgr"] = "rgb"
 
     def __post_init__(self) -> None:
-        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
-            raise ConfigError(f"image_size is {self.image_size}; give a height and a width of at least 1")
+        if self.image_size is not None and not (len(self.image_size) == 2 and all(1 <= size <= MOST for size in self.image_size)):
+            raise ConfigError(f"image_size is {self.image_size}; give a height and a width of at least 1, at most {MOST}")
         if not all(math.isfinite(v) for v in (*(self.mean or ()), *(self.std or ()), self.scale or 0)) or 0 in (self.std or ()):
             raise ConfigError(f"mean {self.mean}, std {self.std}, scale {self.scale}: give finite numbers, and no std of 0")
         if self.layout not in (None, "nchw", "nhwc") or self.color not in ("rgb", "bgr"):

@@ -39,8 +39,7 @@ class DataOptions:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
-        low, high = self.random_range or (0, 0)
-        if not (low <= high and math.isfinite(high - low)):
+        if self.random_range is not None and not 0 <= self.random_range[1] - self.random_range[0] < math.inf:
             raise ConfigError(f"random_range is {self.random_range}; give a low and a high end, such as 0, 999")
 
 
@@ -89,6 +88,17 @@ def lasting(source: object) -> object:
     if isinstance(source, np.ndarray | Mapping | list) or source in (None, "random"):
         return source
     return Path(source).absolute() if isinstance(source, str | os.PathLike) else list(_feeds(source))
+
+
+def files_of(source: object) -> list[Path]:
+    """The files that a source would be read from; none where it is no path, or nothing is there."""
+    if not isinstance(source, str | os.PathLike) or source == "random":
+        return []
+    try:
+        found = _find(Path(source))
+    except (CalibrationError, OSError):
+        return []
+    return [file for path in found for file in (path.glob("input_*.pb") if path.is_dir() else [path])]
 
 
 def _feeds(source: object) -> Iterable[object]:

@@ -154,7 +154,7 @@ class Staged:
 
     def files(self) -> list[Path]:
         """The written model and its data files."""
-        return [self.path, *sorted(self._own_data_files(self.path))]
+        return [self.path, *data_files(self.target, self.path)]
 
     def size(self) -> int:
         """Bytes of all of them."""
@@ -166,12 +166,11 @@ class Staged:
         Raises:
             ModelError: the model cannot be moved into its place.
         """
-        replaced = self._own_data_files(self.target)
-        kept = self._own_data_files(self.path)
+        replaced = set(data_files(self.target)) - set(data_files(self.target, self.path))
         with self._writing():
             self.path.replace(self.target)
             self._data.clear()
-            for file in replaced - kept:
+            for file in replaced:
                 file.unlink(missing_ok=True)
 
     def discard(self) -> None:
@@ -179,16 +178,6 @@ class Staged:
         for file in (self.path, *self._data):
             with contextlib.suppress(OSError):  # must not hide why the output was given up
                 file.unlink(missing_ok=True)
-
-    def _own_data_files(self, path: Path) -> set[Path]:
-        """Data files we wrote for this target that the model at `path` refers to; nobody else's are ever touched."""
-        try:
-            model = ModelProto.FromString(path.read_bytes())
-        except (OSError, DecodeError):
-            return set()
-        names = {location for t in stored_tensors(model) if (location := location_of(t))}
-        ours = re.compile(rf"{re.escape(self.target.name)}\.[0-9a-f]{{{HASH_LENGTH}}}(-[0-9]+)?\.data")
-        return {path.with_name(name) for name in names if ours.fullmatch(name)}
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -224,22 +213,35 @@ def input_files(loaded: LoadedModel) -> Iterator[list[Path]]:
         yield stage.files()
 
 
-def check_target(target: Path | None, source: ModelSource, *, in_place: bool) -> None:
-    """Refuses an output that cannot be written, or that would replace the input without having been asked to.
+def files_of(source: ModelSource) -> list[Path]:
+    """The files that a model at a path says it lies in, itself first; none of a model in memory."""
+    if isinstance(source, ModelProto):
+        return []
+    path = Path(source)
+    try:
+        model = ModelProto.FromString(path.read_bytes() if path.is_file() else b"")
+    except (OSError, DecodeError):
+        return [path]
+    return [path, *(path.parent / name for name in sorted({location_of(t) or "" for t in stored_tensors(model)} - {""}))]
+
+
+def data_files(target: Path, model: Path | None = None) -> list[Path]:
+    """The files we wrote beside an output that the model there refers to, or another model; nobody else's are ever touched."""
+    path = model or target
+    ours = re.compile(rf"{re.escape(target.name)}\.[0-9a-f]{{{HASH_LENGTH}}}(-[0-9]+)?\.data")
+    return [file for file in files_of(path)[1:] if file.parent == path.parent and ours.fullmatch(file.name)]
+
+
+def check_target(target: Path) -> None:
+    """Refuses an output that is no name for a file, or lies in no folder.
 
     Raises:
         ConfigError: with the reason.
     """
-    if target is None:
-        return
     if target.is_dir():
         raise ConfigError(f"the output {str(target)!r} is a folder; give a file name")
     if not target.parent.is_dir():
         raise ConfigError(f"the output folder {str(target.parent)!r} does not exist")
-    if in_place or isinstance(source, ModelProto) or not (target.exists() and Path(source).exists()):
-        return
-    if target.samefile(source):
-        raise ConfigError(f"the output {str(target)!r} is the input; give another name, or --in-place to replace it")
 
 
 def _remove_stale(target: Path) -> None:

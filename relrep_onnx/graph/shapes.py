@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from typing import Final
 
 import onnx
 from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorShapeProto, ValueInfoProto
 
-from relrep_onnx.types import ConfigError
-
-LARGEST: Final = 2**31 - 1
-"""What an axis may have, so that shape inference can still count in 64 bits."""
+from relrep_onnx.types import MOST, ConfigError
 
 
 def activation_shapes(
@@ -41,8 +37,10 @@ def activation_shapes(
             own.shape.dim.extend(TensorShapeProto.Dimension() for _ in shape)
         if len(own.shape.dim) != len(shape):
             raise ConfigError(f"--input-shape: {name!r} has rank {len(own.shape.dim)}, not {len(shape)}")
-        if not all(0 < size <= LARGEST for size in shape):
-            raise ConfigError(f"--input-shape: {name!r} cannot have the shape {list(shape)}; give numbers of at least 1")
+        if not all(1 <= size <= MOST for size in shape):
+            raise ConfigError(
+                f"--input-shape: {name!r} cannot have the shape {list(shape)}; give numbers of at least 1, at most {MOST}"
+            )
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):

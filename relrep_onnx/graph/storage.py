@@ -13,7 +13,7 @@ from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, refill
 from relrep_onnx.graph.tensors import forget_file, is_outside, whole
 from relrep_onnx.types import ModelError
 
-_LEAST_IR = {11: 6, 17: 8, 20: 9}
+_LEAST_IR = {11: 6, 12: 7, 17: 8, 20: 9}
 """The IR version that came with an operator set; older readers refuse the pair."""
 
 

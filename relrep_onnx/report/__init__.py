@@ -11,13 +11,15 @@ from relrep_onnx.report.content import (
     of_sweep,
 )
 from relrep_onnx.report.document import Document
-from relrep_onnx.report.plot import plot_curves, plot_front
+from relrep_onnx.report.plot import NO_PICTURES, PICTURES, plot_curves, plot_front
 from relrep_onnx.report.terminal import console_for, render
 from relrep_onnx.report.words import decisions, speed_verdict
 from relrep_onnx.report.write import FACES, write
 
 __all__ = [
     "FACES",
+    "NO_PICTURES",
+    "PICTURES",
     "Document",
     "console_for",
     "decisions",

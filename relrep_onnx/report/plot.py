@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from relrep_onnx.escape import clean
+from relrep_onnx.files import write_bytes
 from relrep_onnx.report.swept import error_by_cost
 from relrep_onnx.results import Analysis, Sweep
 from relrep_onnx.sweeps import cost_of, front
@@ -16,6 +18,8 @@ from relrep_onnx.types import ConfigError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+PICTURES: Final = (".png", ".svg", ".pdf")
+NO_PICTURES: Final = "--plot needs matplotlib: pip install 'relrep-onnx[plots]'"
 LABELS: Final = {"size": "bytes of the file", "latency": "latency, ms", "nonzeros": "weights that are left"}
 
 
@@ -66,7 +70,7 @@ def plot_front(found: Sweep, path: Path) -> None:
 
 @contextmanager
 def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches, written once it is drawn; the suffix says in which format.
+    """A figure of so many inches, written once it is drawn, whole or not at all; the suffix says in which format.
 
     Raises:
         ConfigError: matplotlib is missing, or cannot write this kind of file.
@@ -74,13 +78,15 @@ def _picture(path: Path, width: float, height: float) -> Iterator[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("--plot needs matplotlib: pip install 'relrep-onnx[plots]'") from error
+        raise ConfigError(NO_PICTURES) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     yield figure
+    drawn = io.BytesIO()
     try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
+        figure.savefig(drawn, dpi=150, format=path.suffix.lower().removeprefix("."))
+    except ValueError as error:
         raise ConfigError(f"cannot write the plot {str(path)!r}: {error}") from error
+    write_bytes(path, drawn.getvalue())
 
 
 def _label(name: str) -> str:

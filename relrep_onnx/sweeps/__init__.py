@@ -5,8 +5,9 @@ pick.py    the words that choose           engines.py where points run: here, in
 book.py    the folder: what is finished    run.py     the order of steps
 """
 
+from relrep_onnx.sweeps.book import written_in
 from relrep_onnx.sweeps.grid import Grid, parse_sparsities
 from relrep_onnx.sweeps.run import MEASURES, sweep
 from relrep_onnx.sweeps.tables import cost_of, front, rows
 
-__all__ = ["MEASURES", "Grid", "cost_of", "front", "parse_sparsities", "rows", "sweep"]
+__all__ = ["MEASURES", "Grid", "cost_of", "front", "parse_sparsities", "rows", "sweep", "written_in"]

@@ -16,10 +16,18 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from relrep_onnx.files import write_text
-from relrep_onnx.points import Figures
+from relrep_onnx.files import Named, write_text
+from relrep_onnx.results import Figures
 from relrep_onnx.types import ConfigError
+
+TABLES: Final = ("table.json", "table.csv", "table.md")
+
+
+def written_in(folder: Path) -> list[Named]:
+    """What a sweep writes over in its folder."""
+    return [("OUT_FOLDER", folder / name) for name in ("points", "picked", "statistics", *TABLES)]
 
 
 class Book:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from relrep_onnx.points import Figures, Point
+from relrep_onnx.results import Figures, Point
 from relrep_onnx.types import ConfigError, VerificationError
 
 NAMES: Final = tuple(field.name for field in dataclasses.fields(Figures))

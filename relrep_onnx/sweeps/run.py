@@ -23,20 +23,20 @@ from relrep_onnx.calibrate import default_memory
 from relrep_onnx.config import Config
 from relrep_onnx.data import lasting
 from relrep_onnx.estimate import fixed_memory
-from relrep_onnx.exporting import places_of
-from relrep_onnx.files import write_text
+from relrep_onnx.export import check_forms
+from relrep_onnx.exporting import inputs_of, order_of
+from relrep_onnx.files import check_separate, write_text
 from relrep_onnx.job import prepare, quiet
-from relrep_onnx.points import Figures, Point
-from relrep_onnx.results import Provenance, Sweep, to_json
+from relrep_onnx.results import Figures, Point, Provenance, Sweep, to_json
 from relrep_onnx.statistics import dense_statistics
-from relrep_onnx.sweeps.book import Book, key_of
+from relrep_onnx.sweeps.book import TABLES, Book, key_of, written_in
 from relrep_onnx.sweeps.cluster import Cluster, connected
 from relrep_onnx.sweeps.engines import Engine, here, processes
 from relrep_onnx.sweeps.grid import Grid
 from relrep_onnx.sweeps.pick import Pick
 from relrep_onnx.sweeps.tables import NEEDS, to_csv, to_markdown
 from relrep_onnx.sweeps.trial import Task, file_name
-from relrep_onnx.types import ConfigError, ModelError, Progress
+from relrep_onnx.types import ConfigError, ModelError, Progress, VerificationError
 
 MEASURES: Final = ("error", "size", "latency")
 ROUNDS: Final = 30
@@ -89,9 +89,9 @@ def sweep(
     _check(config, measures, rule, jobs)
     if scheduler is not None and jobs > 1:
         raise ConfigError("jobs counts processes of this machine; it cannot apply together with a Dask scheduler")
+    check_separate(written_in(Path(folder)), inputs_of({"MODEL": model}, {"--calib": calib, "--holdout": holdout}))
     book, timed = Book(Path(folder)), "latency" in measures
     source = _on_disk(model, book)
-    places_of(source, book.folder / file_name(config), config)
     statistics = Path(cache_dir).absolute() if cache_dir is not None else book.folder / "statistics"
     cache, calib, holdout = Cache(statistics), lasting(calib), lasting(holdout)
     tasks = {
@@ -111,12 +111,21 @@ def sweep(
         if not survey.figures:
             raise ModelError(f"no point of the sweep could run; the first: {points[0].failure}")
         if rule is not None:
-            chosen = rule.choose(points)
+            try:
+                chosen = rule.choose(points)
+            except VerificationError:  # all is done but the choice
+                _forget(statistics, cache_dir)
+                raise
             found = replace(found, picked=chosen, output=str(_fetch(tasks[chosen.name], book, engine, keep=keep)))
             _write_tables(found, book)
+    _forget(statistics, cache_dir)
+    return found
+
+
+def _forget(statistics: Path, cache_dir: str | os.PathLike[str] | None) -> None:
+    """Removes the statistics once no point is left to do, unless the caller keeps them in a folder of their own."""
     if cache_dir is None:
         shutil.rmtree(statistics, ignore_errors=True)
-    return found
 
 
 @dataclass(eq=False)
@@ -135,6 +144,7 @@ def _check(config: Config, measures: Sequence[str], rule: Pick | None, jobs: int
         raise ConfigError(f"nothing called {unknown[0]!r} can be measured; choose from {', '.join(MEASURES)}")
     if len(config.forms) != 1:
         raise ConfigError(f"a sweep measures one form, not {', '.join(config.forms)}; give one --to")
+    check_forms(config.forms, order_of(config, None))
     if jobs < 1:
         raise ConfigError(f"jobs is {jobs}; it must be at least 1")
     for name in rule.names if rule is not None else ():
@@ -271,5 +281,5 @@ def _fetch(task: Task, book: Book, engine: Engine, *, keep: bool) -> Path:
 
 
 def _write_tables(found: Sweep, book: Book) -> None:
-    for name, text in (("json", to_json(found)), ("csv", to_csv(found)), ("md", to_markdown(found))):
-        write_text(book.folder / f"table.{name}", text)
+    for name, text in zip(TABLES, (to_json(found), to_csv(found), to_markdown(found)), strict=True):
+        write_text(book.folder / name, text)

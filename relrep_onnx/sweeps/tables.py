@@ -13,8 +13,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from relrep_onnx.escape import clean, plain
-from relrep_onnx.points import Point
-from relrep_onnx.results import Sweep
+from relrep_onnx.results import Point, Sweep
 
 SETTINGS: Final = ("pattern", "allocate", "repair", "sparsity")
 NEEDS: Final[Mapping[str, str]] = {"size": "size", "gzip": "size", "latency": "latency", "speedup": "latency"}

@@ -16,8 +16,7 @@ from relrep_onnx.config import Config
 from relrep_onnx.export import EXACT, suffix_of
 from relrep_onnx.job import prepare, quiet
 from relrep_onnx.pipeline import optimize
-from relrep_onnx.points import Figures
-from relrep_onnx.results import Result
+from relrep_onnx.results import Figures, Result
 from relrep_onnx.runtime import Session
 from relrep_onnx.types import ModelError, RelRepError
 from relrep_onnx.verify import Fidelity, compare_sessions, load_metric, run_metric
