@@ -1,4 +1,4 @@
-"""ONNX Runtime, and nothing else: sessions, and running them.  The only room that imports onnxruntime."""
+"""ONNX Runtime, and nothing else: sessions, and running them.  Only two exports import it, too, for its tools."""
 
 from __future__ import annotations
 

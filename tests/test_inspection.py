@@ -47,8 +47,8 @@ def test_only_tensors_have_shapes() -> None:
     [
         ({"z": (1,)}, "no input is called 'z'"),
         ({"x": (1, 8)}, "has rank 4, not 2"),
-        ({"x": (1, 8, 10**20, 6)}, "give numbers of at least 1"),
-        ({"x": (1, 8, -6, 6)}, "give numbers of at least 1"),
+        ({"x": (1, 8, 10**20, 6)}, "give sizes of at least 1"),
+        ({"x": (1, 8, -6, 6)}, "give sizes of at least 1"),
     ],
 )
 def test_a_shape_that_fits_no_input_is_an_error(shape: dict[str, tuple[int, ...]], message: str) -> None:

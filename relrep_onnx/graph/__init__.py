@@ -1,4 +1,4 @@
-"""The only room that knows ONNX operators and where weights hide: load, find, read, cut into stages, write back, save."""
+"""ONNX models and where weights hide in them: load, find, read, cut into stages, write back, save."""
 
 from relrep_onnx.graph.blocks import block_ends
 from relrep_onnx.graph.branches import branch_scale

@@ -38,9 +38,7 @@ def activation_shapes(
         if len(own.shape.dim) != len(shape):
             raise ConfigError(f"--input-shape: {name!r} has rank {len(own.shape.dim)}, not {len(shape)}")
         if not all(1 <= size <= MOST for size in shape):
-            raise ConfigError(
-                f"--input-shape: {name!r} cannot have the shape {list(shape)}; give numbers of at least 1, at most {MOST}"
-            )
+            raise ConfigError(f"--input-shape: {name!r} cannot be {list(shape)}; give sizes of at least 1, at most {MOST}")
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):
