@@ -454,6 +454,21 @@ def test_bad_files(tmp_path: Path, name: str, save: Callable[[Path], object], fr
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
 
 
+@pytest.mark.parametrize("kind", ["<M8[s/0]", "<M8[s\\x2f0]"])
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_a_type_that_numpy_would_crash_on(tmp_path: Path, kind: str, suffix: str) -> None:
+    header = f"{{'descr':'{kind}','fortran_order':False,'shape':(4,3)}}\n".encode()
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(96)
+    path = tmp_path / f"d{suffix}"
+    if suffix == ".npy":
+        path.write_bytes(content)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("x.npy", content)
+    with pytest.raises(CalibrationError, match="names a type that is no number"):
+        load(path)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
 @pytest.mark.parametrize("link", [False, True])
 def test_test_data_that_is_no_file(tmp_path: Path, link: bool) -> None:

@@ -63,6 +63,11 @@ def _read(file: IO[bytes], held: int) -> Array:
     """One array from a stream of `held` bytes."""
     form = np.lib.format
     version = form.read_magic(file)
+    length = int.from_bytes(file.read(2 if version == (1, 0) else 4), "little")
+    header = file.read(min(length, LONGEST_HEADER))
+    if b"/" in header or b"\\" in header:  # NumPy divides by the 0 of a type 'M8[s/0]', which ends the process
+        raise CalibrationError("its header names a type that is no number; save it anew")
+    file.seek(form.MAGIC_LEN)
     if version == (1, 0):
         shape, _, dtype = form.read_array_header_1_0(file, max_header_size=LONGEST_HEADER)
     else:
