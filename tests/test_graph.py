@@ -369,6 +369,20 @@ def test_a_newer_operator_set_keeps_what_functions_compute_and_what_a_model_says
     np.testing.assert_array_equal(run(raised, feeds)["y"], run(model, feeds)["y"])
 
 
+def test_defaults_of_functions_hold_in_a_newer_operator_set() -> None:
+    leaky = helper.make_node("LeakyRelu", ["a"], ["b"])
+    leaky.attribute.add(name="alpha", ref_attr_name="slope", type=onnx.AttributeProto.FLOAT)
+    imports, default = [helper.make_opsetid("", 17)], [helper.make_attribute("slope", 0.5)]
+    function = helper.make_function("local", "Block", ["a"], ["b"], [leaky], imports, [], default)
+    calls = [
+        helper.make_node("Block", ["h"], ["i"], domain="local"),
+        helper.make_node("Block", ["i"], ["y"], domain="local", slope=0.25),
+    ]
+    model = build([matmul(y="h"), *calls], SQUARE, ["y"], {"w": W}, functions=[function])
+    feeds = {"x": random(1, 4, 8)}
+    np.testing.assert_array_equal(run(raise_opset(model, 20), feeds)["y"], run(model, feeds)["y"])
+
+
 def test_functions_that_cannot_be_raised_are_refused() -> None:
     nodes = [helper.make_node("NoSuchOperator", ["a"], ["b"])]
     function = helper.make_function("local", "Block", ["a"], ["b"], nodes, [helper.make_opsetid("", 9)])

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 from onnx import ModelProto, helper, inliner, shape_inference, version_converter
 
 from relrep_onnx.graph.external import MESSAGE
-from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, refill
+from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, refill, with_bodies
 from relrep_onnx.graph.tensors import forget_file, is_outside, whole
 from relrep_onnx.types import ModelError
 
@@ -107,4 +107,9 @@ def _inlined(model: ModelProto) -> ModelProto:
     if not model.functions:
         return model
     typed = shape_inference.infer_shapes(model)  # without types, functions cannot be converted
+    defaults = {(f.domain, f.name, f.overload): f.attribute_proto for f in typed.functions}
+    for node in with_bodies([*typed.graph.node, *(inner for function in typed.functions for inner in function.node)]):
+        given = {item.name for item in node.attribute}
+        missing = defaults.get((node.domain, node.op_type, node.overload), ())
+        node.attribute.extend(item for item in missing if item.name not in given)  # ONNX's inliner leaves them out
     return inliner.inline_local_functions(typed, convert_version=True)
