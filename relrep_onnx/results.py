@@ -179,8 +179,8 @@ class Result(Analysis):
 
     @property
     def macs_sparsity(self) -> float:
-        """Removed multiply-accumulates of the prunable layers, as a fraction."""
-        return 1 - self.after.macs / self.before.macs if self.before.macs else 0.0
+        """Multiply-accumulates of the prunable layers that zeros take, those from before included, as a fraction."""
+        return 1 - self.after.macs / max(1, sum(r.macs for r in self.layers))
 
 
 @dataclass(frozen=True, eq=False)

@@ -435,6 +435,7 @@ def test_inspect_counts_macs(place: Path) -> None:
 def test_inspect_asks_the_mobile_checker(place: Path) -> None:
     result = run("inspect", place / "net.onnx", "--mobile")
     assert result.exit_code == 0, result.output
+    assert "\\x" not in result.output
     assert "NNAPI or CoreML" in result.output
 
 

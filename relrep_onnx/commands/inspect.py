@@ -12,7 +12,7 @@ from relrep_onnx import report
 from relrep_onnx.commands.common import config_of
 from relrep_onnx.commands.options import INPUT_SHAPE, MODEL, SELECT_OPTIONS
 from relrep_onnx.distill import outlook
-from relrep_onnx.escape import clean
+from relrep_onnx.escape import clean_lines
 from relrep_onnx.inspection import inspect as inspect_model
 from relrep_onnx.runtime import mobile_usability
 
@@ -34,4 +34,4 @@ def inspect(model: Path, gradients: bool, mobile: bool, **_: Any) -> None:
     if mobile:
         usable, lines = mobile_usability(model)
         console.print("\nONNX Runtime Mobile: NNAPI or CoreML " + ("may help" if usable else "will not help"), style="bold")
-        console.print("\n".join(map(clean, lines)), markup=False)
+        console.print(clean_lines("\n".join(lines).expandtabs(2)), markup=False)

@@ -140,5 +140,4 @@ def optimize(
             progress=progress,
         )
     publish(report.of_result(result, command_line()), json_path, report_path, quiet=quiet)
-    if not quiet:
-        say_written(", ".join(e.output for e in result.exports) or str(target), result.seconds)
+    say_written(", ".join(e.output for e in result.exports) or str(target), result, quiet=quiet)
