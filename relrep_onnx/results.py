@@ -21,6 +21,7 @@ from relrep_onnx import graph as graphs
 from relrep_onnx.benchmark import Plan, Setting
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
+from relrep_onnx.inspection import Inspection
 from relrep_onnx.runtime import VERSION as ORT_VERSION
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
 from relrep_onnx.verify import Fidelity, gzip_size
@@ -317,7 +318,7 @@ class Exports:
     exports: tuple[Exported, ...]
 
 
-Reportable = Analysis | Result | Refined | BenchmarkResult | Fidelity | Exports | Sweep
+Reportable = Analysis | Result | Refined | BenchmarkResult | Fidelity | Exports | Sweep | Inspection
 """What can be written as JSON."""
 
 

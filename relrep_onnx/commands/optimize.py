@@ -39,7 +39,7 @@ from relrep_onnx.progress import shown_progress
 from relrep_onnx.types import ConfigError, Unit
 
 
-@click.command()
+@click.command(short_help="Prune a model, repair it, verify it, and write it.")
 @click.argument("model", type=MODEL)
 @OUTPUT_OPTIONS
 @click.option("--in-place", is_flag=True, help="Replace the input file.")

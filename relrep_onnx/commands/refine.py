@@ -27,7 +27,7 @@ from relrep_onnx.progress import shown_progress
 from relrep_onnx.types import MOST, ConfigError
 
 
-@click.command()
+@click.command(short_help="Move all survivors of a sparse model together.")
 @click.argument("dense", type=MODEL)
 @click.argument("sparse", type=MODEL)
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
