@@ -6,11 +6,11 @@ Random inputs; how far the outputs are from the first model's is the relative L2
 
 from __future__ import annotations
 
-import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -18,8 +18,9 @@ import numpy as np
 
 from relrep_onnx import kernels
 from relrep_onnx.graph import check_external
+from relrep_onnx.memory import has_room
 from relrep_onnx.runtime import RuntimeOptions, Session
-from relrep_onnx.types import MOST, Array, ConfigError, Feeds, ModelError, Progress, TensorInfo, VerificationError
+from relrep_onnx.types import Array, ConfigError, Feeds, ModelError, Progress, TensorInfo, VerificationError
 
 WARM_UP = 3
 
@@ -145,21 +146,35 @@ def interleaved(sessions: Sequence[Runner], feeds: Feeds, rounds: int) -> Array:
     return times
 
 
-def relative_error(outputs: Mapping[str, Array], reference: Mapping[str, Array]) -> float:
-    """|y - r| / |r| over all outputs together; 0 where both are empty or zero."""
-    pairs = [(outputs[name].astype(np.float64), value.astype(np.float64)) for name, value in reference.items()]
-    if any(a.shape != b.shape for a, b in pairs):
+def relative_error(outputs: Mapping[str, object], reference: Mapping[str, object]) -> float:
+    """|y - r| / |r| over all outputs together; 0 where both are empty or zero, infinite where shapes or texts differ."""
+    pairs = list(zip_longest(_tensors(outputs[name] for name in reference), _tensors(reference.values())))
+    if any(a is None or b is None or a.shape != b.shape for a, b in pairs):
         return float("inf")
-    off = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
-    size = sum(float(np.sum(b**2)) for _, b in pairs)
+    if any(b.dtype.kind not in "fiub" and (a != b).any() for a, b in pairs):
+        return float("inf")
+    numbers = [(a.astype(np.float64), b.astype(np.float64)) for a, b in pairs if b.dtype.kind in "fiub"]
+    off = sum(float(np.sum((a - b) ** 2)) for a, b in numbers)
+    size = sum(float(np.sum(b**2)) for _, b in numbers)
     return float(np.sqrt(off / size)) if size > 0 else float("inf") if off > 0 else 0.0
+
+
+def _tensors(values: Iterable[object]) -> Iterator[Array]:
+    """The tensors that outputs are made of: sequences are lists, maps dictionaries."""
+    for value in values:
+        if isinstance(value, dict):
+            yield from (np.array(list(value)), np.array(list(value.values())))
+        elif isinstance(value, list):
+            yield from _tensors(value)
+        else:
+            yield np.asarray(value)
 
 
 def random_feeds(inputs: Sequence[TensorInfo], batch: int, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, Array]:
     """Standard normal inputs, zeros for integers; an open first dimension is the batch.
 
     Raises:
-        ConfigError: another dimension is open, the dtype is not numeric, or a shape is too large or of no input.
+        ConfigError: another dimension is open, the dtype is not numeric, or a shape is of no input or too large for the memory.
     """
     rng = np.random.default_rng(seed)
     if unknown := sorted(shapes.keys() - {info.name for info in inputs}):
@@ -167,13 +182,13 @@ def random_feeds(inputs: Sequence[TensorInfo], batch: int, shapes: Mapping[str, 
     feeds = {}
     for info in inputs:
         shape = [size if isinstance(size, int) else None for size in shapes.get(info.name, info.shape)]
-        if shape and not isinstance(info.shape[0], int):
+        if shape and not (info.shape and isinstance(info.shape[0], int)):
             shape[0] = batch
         if None in shape or info.dtype is None:
             raise ConfigError(f"the input {info.name!r} is {info.type}{list(info.shape)}; give --input-shape {info.name}:1,...")
         sizes = [size for size in shape if size is not None]
-        if math.prod(sizes) > MOST:
-            raise ConfigError(f"the input {info.name!r} would be {sizes}, more than {MOST:,} numbers; give smaller ones")
+        if min(sizes, default=0) < 0 or not has_room(sizes):
+            raise ConfigError(f"the input {info.name!r} of shape {sizes} does not fit into memory; give a smaller --input-shape")
         floating = np.issubdtype(info.dtype, np.floating)
         feeds[info.name] = rng.standard_normal(sizes).astype(info.dtype) if floating else np.zeros(sizes, info.dtype)
     return feeds

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 UNKNOWN = 8 << 30
 """Bytes that are taken to be free where the system does not tell."""
+WIDEST = 8
+"""Bytes of the largest numbers."""
 
 
 def free_memory() -> int:
     """Bytes that can still be had without swapping, within this process's limit (`ulimit -v`) if it has one."""
     return min(_available(), _under_limit())
+
+
+def has_room(shape: Sequence[int]) -> bool:
+    """Whether an array of this shape fits, whatever numbers it holds."""
+    return math.prod(shape) * WIDEST <= free_memory()
 
 
 def _available() -> int:

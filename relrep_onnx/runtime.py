@@ -160,7 +160,7 @@ def _first_line(error: Exception) -> str:
 def quiet_tools() -> Iterator[None]:
     """ONNX Runtime's own converters print and log as programs do; what matters of it reaches the caller as exceptions."""
     before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    logging.disable(logging.CRITICAL)
     onnxruntime.set_default_logger_severity(4)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

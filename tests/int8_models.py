@@ -11,7 +11,7 @@ from onnx import ModelProto, TensorProto, helper
 
 from relrep_onnx.kernels import functions
 from relrep_onnx.types import Array
-from tests.kernel_models import sparse_weight
+from tests.kernel_models import OPSET, sparse_weight
 from tests.models import build
 
 X_SCALE: Final = 0.02
@@ -65,7 +65,7 @@ class Int8Layer:
         stored, attributes = self.parts, self.attributes
         for name, value in changes.items():
             (stored if name in stored else attributes)[name] = value
-        body = functions.int8_function(self.family, functions.OPSET, clips=self.clips)
+        body = functions.int8_function(self.family, OPSET, clips=self.clips)
         node = helper.make_node(body.name, ["x", *functions.INT8_INPUTS[1:]], ["y"], domain=functions.DOMAIN, **attributes)
         return self._model([node], stored, functions=[body])
 

@@ -16,6 +16,7 @@ from relrep_onnx.types import Array
 from tests.models import build, random
 
 BOUNDS: Final = {"min": -0.5, "max": 0.75}
+OPSET: Final = 17
 VARIABLE: Final = "RELREP_KERNELS_ISA"
 
 
@@ -52,7 +53,7 @@ class SparseLayer:
             attributes |= BOUNDS
         for name, value in changes.items():
             (stored if name in stored else attributes)[name] = value
-        body = functions.function(self.family, functions.OPSET, adds=self.adds, activation=self.activation)
+        body = functions.function(self.family, OPSET, adds=self.adds, activation=self.activation)
         inputs = ["x", "values", "gaps", "bias", *(["residual"] if self.adds else [])]
         node = helper.make_node(body.name, inputs, ["y"], domain=functions.DOMAIN, **attributes)
         return build([node], self._inputs(), ["y"], stored, functions=[body])
@@ -93,6 +94,13 @@ def sparse_weight(seed: int, shape: Sequence[int], density: float, *, block: int
     rng = np.random.default_rng([seed, *shape])
     kept = rng.random((-(-shape[0] // block), *shape[1:])) < density
     return np.where(np.repeat(kept, block, 0)[: shape[0]], rng.standard_normal(shape), 0).astype(np.float32)
+
+
+def decoded(values: Array, gaps: Array, shape: tuple[int, ...]) -> Array:
+    """The inverse of `functions.encode`."""
+    flat = np.zeros(int(np.prod(shape)), values.dtype)
+    flat[np.cumsum(gaps.astype(np.int64))] = values
+    return flat.reshape(shape)
 
 
 def close(got: Array, wanted: Array) -> bool:

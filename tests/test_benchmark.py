@@ -96,6 +96,10 @@ def test_shapes_of_random_inputs() -> None:
     }
     with pytest.raises(ConfigError, match="'x' is tensor"):
         random_feeds(inputs, 2, {}, 0)
+    with pytest.raises(ConfigError, match=r"'x' of shape \[2, 3, 1000000000000000000\] does not fit into memory"):
+        random_feeds(inputs, 2, {"x": (1, 3, 10**18)}, 0)
+    feeds = random_feeds([TensorInfo("x", "tensor(float)", ())], 2, {"x": (1, 3)}, 0)
+    assert feeds["x"].shape == (2, 3)
 
 
 def test_relative_error() -> None:
@@ -105,6 +109,31 @@ def test_relative_error() -> None:
     assert relative_error({"y": np.zeros(3, np.float32)}, one) == np.inf
     assert relative_error(one, {"y": np.zeros(2, np.float32)}) == np.inf
     assert relative_error({"y": np.zeros(0)}, {"y": np.zeros(0)}) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "other", "error"),
+    [
+        ([np.array([3.0]), np.array([4.0])], [np.array([3.0]), np.array([5.0])], 0.2),
+        ([np.array([3.0])], [np.array([3.0]), np.array([5.0])], np.inf),
+        ([{1: 3.0, 2: 4.0}], [{1: 3.0, 2: 5.0}], 0.2),
+        (np.array(["a"], object), np.array(["a"], object), 0),
+        (np.array(["a"], object), np.array(["b"], object), np.inf),
+    ],
+    ids=["sequence", "length", "map", "text", "other text"],
+)
+def test_relative_error_of_what_is_no_tensor_of_numbers(value: object, other: object, error: float) -> None:
+    assert relative_error({"y": other}, {"y": value}) == pytest.approx(error, rel=0.15)
+
+
+def test_models_of_sequences_and_of_inputs_without_a_rank(tmp_path: Path) -> None:
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["a"]), helper.make_node("SequenceConstruct", ["a"], ["y"])]
+    model = build(nodes, {"x": ["N", 4]}, ["y"], {"w": random(1, 4, 3)})
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    plan = Plan(batches=(1, 3), rounds=1, shapes={"x": (1, 4)})
+    settings = benchmark([tmp_path / "m.onnx"], plan, RuntimeOptions(), lambda *_: None)
+    assert [s.timings[0].error for s in settings] == [0, 0]
 
 
 def test_the_gate_and_the_verdict() -> None:

@@ -15,6 +15,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 from onnx import TensorProto, helper, numpy_helper
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import relrep_onnx
 from relrep_onnx import kernels
@@ -237,12 +238,12 @@ BAD: dict[str, tuple[str, int, str]] = {
     "samples without end": ("OPT --num-samples 99999999999999999999999", 2, "1<=x<=1000000000"),
     "epochs without end": ("refine {}/net.onnx {}/net.onnx {}/o.onnx --calib {}/ok.npz --epochs 9999999999", 2, "x<=1000000000"),
     "more numbers than addresses": (
-        "TOK --random-range 0,8 --input-shape ids:999999999,999999999", 1, "would hold 63,999,999,872,000,000,064 numbers",
+        "TOK --random-range 0,8 --input-shape ids:999999999,999999999", 1, "64 of [999999999, 999999999] do not fit into memory",
     ),
     "a range beyond floats": ("optimize {}/net.onnx {}/o.onnx --calib random --random-range -1e308,1e308", 2, "random_range is"),
     "negative batch": ("benchmark {}/net.onnx --batch -1", 2, "-1 is not between 1 and 1000000000"),
     "batch without end": ("benchmark {}/net.onnx --batch 9999999999999999999999", 2, "is not between 1 and"),
-    "batch beyond memory": ("benchmark {}/net.onnx --batch 1000000000", 2, "more than 1,000,000,000 numbers"),
+    "batch beyond memory": ("benchmark {}/net.onnx --batch 1000000000", 2, "does not fit into memory"),
     "threads of no machine": ("benchmark {}/net.onnx --threads 99999999999", 2, "is not between 0 and 1024"),
     "rounds without end": ("benchmark {}/net.onnx --rounds 99999999999999999999999", 2, "1<=x<=1000000000"),
     "the same as no number": ("benchmark {}/net.onnx --require-same nan", 2, "'nan' is not a number"),
@@ -359,6 +360,19 @@ def test_quiet_says_nothing(place: Path, tmp_path: Path) -> None:
     result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--quiet")
     assert (result.exit_code, result.output) == (0, "")
     assert (tmp_path / "o.onnx").exists()
+
+
+def test_threads_hold_for_matrix_products_too(place: Path, tmp_path: Path) -> None:
+    def products() -> set[int]:
+        return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
+
+    with threadpool_limits(2):
+        assert products() == {2}
+        arguments = ("optimize", place / "net.onnx", tmp_path / "o.onnx", "--calib", place / "ok.npz", "--quiet")
+        assert run(*arguments).exit_code == 0
+        assert products() == {2}
+        assert run(*arguments, "--threads", "1").exit_code == 0
+        assert products() == {1}
 
 
 def test_plain_progress_goes_to_stderr(place: Path, tmp_path: Path) -> None:

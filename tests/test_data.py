@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import io
 import itertools
+import os
+import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -451,6 +454,36 @@ def test_bad_files(tmp_path: Path, name: str, save: Callable[[Path], object], fr
     assert [fragment for fragment in fragments if fragment not in str(caught.value)] == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipes in folders")
+@pytest.mark.parametrize("link", [False, True])
+def test_test_data_that_is_no_file(tmp_path: Path, link: bool) -> None:
+    (tmp_path / "test_data_set_0").mkdir()
+    path = tmp_path / "test_data_set_0" / "input_0.pb"
+    if link:
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(path)
+    with pytest.raises(CalibrationError, match=r"input_0\.pb: not a regular file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_damaged_members_of_an_npz(tmp_path: Path, kind: int) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, floats(4, 3))
+    with zipfile.ZipFile(tmp_path / "d.npz", "w", kind) as archive:
+        archive.writestr("x.npy", buffer.getvalue())
+    assert len(load(tmp_path / "d.npz")) == 4
+    raw, failed = (tmp_path / "d.npz").read_bytes(), []
+    for position in range(35, 80):
+        (tmp_path / "d.npz").write_bytes(raw[:position] + bytes([raw[position] ^ 0xFF]) + raw[position + 1 :])
+        try:
+            assert len(load(tmp_path / "d.npz")) == 4  # where it said how large a window to unpack with
+        except CalibrationError as error:
+            failed.append(str(error))
+    assert len(failed) > 30
+
+
 @settings(deadline=None)
 @given(position=st.integers(0, 10**6), value=st.integers(0, 255), kind=st.sampled_from(["npz", "npy", "pb"]))
 def test_damaged_files_never_raise_anything_else(
@@ -664,6 +697,38 @@ def test_image_file_too_large(image_folder: tuple[Path, list[Array]], monkeypatc
         load(image_folder[0], IMAGE)
 
 
+@pytest.mark.parametrize("content", ["bomb", "eps", "gif"])
+def test_image_file_of_another_format(image_folder: tuple[Path, list[Array]], content: str) -> None:
+    """A bomb inside another file is only seen when the pixels are read; an EPS would start Ghostscript."""
+    image = pytest.importorskip("PIL.Image", reason="Pillow is an optional dependency")
+    path = image_folder[0] / "a.png"
+    if content == "bomb":
+        header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+        inner = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+        block = b"ic07" + struct.pack(">I", len(inner) + 8) + inner
+        path.write_bytes(b"icns" + struct.pack(">I", len(block) + 8) + block)
+    elif content == "eps":
+        path.write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 6 8\n%%EndComments\nshowpage\n%%EOF\n")
+    else:
+        image.fromarray(pixels(8, 6)).save(path, "GIF")
+    with pytest.raises(CalibrationError, match=r"a\.png: cannot be read \(UnidentifiedImageError"):
+        load(image_folder[0], IMAGE)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def test_transparency_is_left_out_without_a_word(image_folder: tuple[Path, list[Array]]) -> None:
+    image = pytest.importorskip("PIL.Image", reason="Pillow is an optional dependency")
+    picture = image.fromarray(pixels(8, 6, 3)).quantize(8)
+    picture.save(image_folder[0] / "a.png", transparency=bytes(range(8)))
+    np.testing.assert_array_equal(
+        joined(load(image_folder[0], IMAGE, preprocessing=RAW))[0], np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    )
+
+
 def test_image_files_for_a_uint8_model(image_folder: tuple[Path, list[Array]]) -> None:
     folder, arrays = image_folder
     got = joined(load(folder, TensorInfo("x", "tensor(uint8)", ("batch", "h", "w", 3))))
@@ -708,6 +773,19 @@ def test_without_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 # Random data
+
+
+@pytest.mark.parametrize("others", [[], [VECTOR]])
+def test_random_data_for_an_input_without_a_rank(others: list[TensorInfo]) -> None:
+    anything = TensorInfo("any", "tensor(float)", ())
+    samples = load("random", anything, *others, num_samples=4, input_shapes={"any": (1, 5)})
+    rows = 1 if others else 2
+    assert [feeds["any"].shape for feeds in samples.batches(2)] == [(rows, 5)] * (4 // rows)
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(CalibrationError, match=r"input 'x' has the shape \[0, 3\], a batch of none"):
+        load(floats(8, 3), TensorInfo("x", "tensor(float)", (0, 3)))
 
 
 def test_random_floats() -> None:
@@ -769,6 +847,9 @@ def test_random_feeds_without_a_common_batch_run_whole(other: TensorInfo, shape:
         ([VECTOR], {"input_shapes": {"x": (1, 4)}}, CalibrationError, ["float32[batch, 3]", "[4]"]),
         ([VECTOR], {"input_shapes": {"x": (3,)}}, CalibrationError, ["float32[batch, 3]", "[3]"]),
         ([IDS], {"input_shapes": {"ids": (1, 0)}}, CalibrationError, ["[1, 0]"]),
+        ([SCALAR], {"input_shapes": {SCALAR.name: (1, 0)}}, CalibrationError, ["[1, 0]"]),
+        ([TensorInfo("x", "tensor(float)", ("n", 2**60, 16))], {}, CalibrationError, ["'x'", "do not fit into memory"]),
+        ([VECTOR], {"random_range": (-1e308, 1e308)}, ConfigError, ["random_range is (-1e+308, 1e+308)"]),
     ],
 )  # fmt: skip
 def test_random_that_cannot_be_made(

@@ -189,6 +189,18 @@ def test_tensors_of_one_shape_share_their_zeros() -> None:
     assert len({t.name for t in small.graph.initializer}) == len(small.graph.initializer)
 
 
+def test_a_compact_file_can_be_packed_again() -> None:
+    """Its own gaps are mostly zero where the weight is: they get smaller once more."""
+    weight = np.zeros((1000, 1000), np.float32)
+    weight[:, :2] = random(0, 1000, 2)
+    model = matmul(weight)
+    once = content(model)
+    twice = content(once)
+    assert twice.ByteSize() < once.ByteSize() < model.ByteSize()
+    x = {"x": random(1, 2, 1000)}
+    np.testing.assert_array_equal(run(content(twice), x)["y"], run(model, x)["y"])
+
+
 def test_dense_weights_stay() -> None:
     model = matmul(random(0, 64, 32))
     product = compact(model, Order())
@@ -204,6 +216,20 @@ def test_values_beyond_float16_keep_their_type() -> None:
     assert isinstance(product.content, ModelProto)
     x = {"x": random(2, 3, 64)}
     np.testing.assert_array_equal(run(product.content, x)["y"], run(matmul(weight), x)["y"])
+
+
+@pytest.mark.parametrize("values", ["float16", "int8"])
+@pytest.mark.parametrize("masked", [-np.inf, np.nan, np.finfo(np.float32).min])
+def test_masks_without_bounds_keep_their_type_and_are_packed(values: Values, masked: float) -> None:
+    mask = np.where(np.tri(64, dtype=np.bool_), 0, masked).astype(np.float32)
+    nodes = [helper.make_node("Add", ["x", "mask"], ["y"])]
+    model = build(nodes, {"x": (64, 64)}, ["y"], {"mask": mask})
+    product = compact(model, Order(values=values))
+    assert isinstance(product.content, ModelProto)
+    assert product.content.ByteSize() < 0.7 * model.ByteSize()
+    assert product.notes == (f"tensor 'mask' holds values beyond {values}; it keeps its own type",)
+    x = {"x": random(0, 64, 64)}
+    np.testing.assert_array_equal(run(product.content, x)["y"], run(model, x)["y"])
 
 
 def test_old_operator_sets_are_raised_and_old_inputs_go() -> None:

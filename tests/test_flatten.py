@@ -266,6 +266,30 @@ def test_layers_that_cannot_come_out_stay_with_the_reason(attributes: dict[str, 
     assert why in skipped.reason
 
 
+@pytest.mark.parametrize(
+    "bias",
+    [
+        [helper.make_node("Constant", [], ["b"], value_floats=[1.0] * 8)],
+        [helper.make_node("ReduceMean", ["h"], ["b"], axes=[0], keepdims=0)],
+    ],
+    ids=["floats", "computed"],
+)
+def test_a_layer_whose_bias_is_no_stored_tensor_stays_in_its_branch(bias: list[NodeProto]) -> None:
+    nodes = [
+        *bias,
+        helper.make_node("Gemm", ["h", "w", "b"], ["a"], name="biased"),
+        helper.make_node("Relu", ["a"], ["r"]),
+        product("t", "r", "v"),
+    ]
+    stored = {"w": random(1, 8, 8), "v": random(2, 8, 8)}
+    model = branching(body("t", nodes, stored), body("e", [helper.make_node("Relu", ["h"], ["e"])]))
+    feeds = {**feeds_for(model), **YES}
+    assert np.array_equal(run(flatten(model).model, feeds)["y"], run(model, feeds)["y"])
+    result = calibrated(model, [YES])
+    assert [report.layer.name for report in result.layers] == ["t.product"]
+    assert "its bias is computed at run time" in {s.reason for s in result.skipped if s.node == "biased"}
+
+
 def test_models_without_such_layers_stay_the_ones_they_are() -> None:
     for make in (models.with_if, models.convnet):
         model = make()

@@ -20,6 +20,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from relrep_onnx.graph import (
     Graph,
+    check_external,
     check_target,
     count_zeros,
     data_files,
@@ -29,6 +30,7 @@ from relrep_onnx.graph import (
     load,
     model_hash,
     plan_stages,
+    raise_opset,
     read_weight,
     set_metadata,
     stage_model,
@@ -346,6 +348,36 @@ def test_weights_inside_model_local_functions_are_listed() -> None:
     assert [(s.node, s.reason) for s in skipped] == [("product", reason)]
 
 
+@pytest.mark.parametrize(("opset", "inside"), [(18, 18), (18, 16), (13, 13)])
+def test_a_newer_operator_set_keeps_what_functions_compute_and_what_a_model_says_about_itself(opset: int, inside: int) -> None:
+    nodes = [helper.make_node("Neg", ["a"], ["n"], name="inner"), helper.make_node("Exp", ["n"], ["b"])]
+    function = helper.make_function("local", "Block", ["a"], ["b"], nodes, [helper.make_opsetid("", inside)])
+    calls = [
+        helper.make_node("Block", ["h"], ["i"], name="first", domain="local"),
+        helper.make_node("Block", ["i"], ["y"], name="inner", domain="local"),
+    ]
+    model = build([matmul(y="h"), *calls], SQUARE, ["y"], {"w": W}, functions=[function], opset=opset)
+    for entries in (model.metadata_props, model.graph.metadata_props):
+        entries.add(key="key", value="value")
+    model.graph.quantization_annotation.add(tensor_name="h")
+    raised = raise_opset(model, 20)
+    assert (Graph(raised).opset, raised.producer_name) == (20, model.producer_name)
+    for field in ("metadata_props", "quantization_annotation"):
+        assert getattr(raised.graph, field) == getattr(model.graph, field)
+    assert raised.metadata_props == model.metadata_props
+    feeds = {"x": random(1, 4, 8)}
+    np.testing.assert_array_equal(run(raised, feeds)["y"], run(model, feeds)["y"])
+
+
+def test_functions_that_cannot_be_raised_are_refused() -> None:
+    nodes = [helper.make_node("NoSuchOperator", ["a"], ["b"])]
+    function = helper.make_function("local", "Block", ["a"], ["b"], nodes, [helper.make_opsetid("", 9)])
+    call = helper.make_node("Block", ["h"], ["y"], domain="local")
+    model = build([matmul(y="h"), call], SQUARE, ["y"], {"w": W}, functions=[function])
+    with pytest.raises(ModelError, match="operator set 17, 20 is needed, and ONNX cannot convert it"):
+        raise_opset(model, 20)
+
+
 def test_an_operator_of_another_domain_is_not_taken_for_the_standard_one() -> None:
     body = [helper.make_node("Identity", ["a"], ["y"])]
     function = helper.make_function("local", "MatMul", ["a", "b"], ["y"], body, [helper.make_opsetid("", models.OPSET)])
@@ -646,11 +678,53 @@ def test_external_data_of_bodies_and_constant_nodes_survives(tmp_path: Path) -> 
         stage.write(loaded.model, loaded.external)
         stage.commit()
     assert load(target / "model.onnx").model == loaded.model
-    assert "" not in loaded.external, "every other unnamed tensor would become external with it"
+    assert loaded.model == model
     session = onnxruntime.InferenceSession(str(target / "model.onnx"))
     for x in ({"x": np.abs(random(0, 4, 8))}, {"x": -np.abs(random(0, 4, 8))}):
         np.testing.assert_array_equal(session.run(None, x)[0], run(model, x)["y"])
     assert len(list(target.iterdir())) == 2
+
+
+def test_a_constant_that_has_an_external_tensors_name_stays_inside(tmp_path: Path) -> None:
+    """ONNX Runtime reads shapes before external data."""
+    shape = helper.make_node("Constant", [], ["shape"], value=models.tensor(np.array([-1, 2, 4]), "w"))
+    model = build([matmul(y="h"), shape, helper.make_node("Reshape", ["h", "shape"], ["y"])], SQUARE, ["y"], {"w": W})
+    models.save(model, tmp_path / "in.onnx", data="weights.bin")
+    loaded = load(tmp_path / "in.onnx")
+    assert loaded.external == {"w": "weights.bin"}
+    write(tmp_path / "out.onnx", loaded.model, loaded.external)
+    assert load(tmp_path / "out.onnx").external.keys() == {"w"}
+    onnxruntime.InferenceSession(str(tmp_path / "out.onnx"))
+
+
+def with_default(tensor: TensorProto) -> ModelProto:
+    """A call of a function that adds a tensor, which is an attribute's default."""
+    value = helper.make_node("Constant", [], ["k"])
+    value.attribute.add(name="value", ref_attr_name="addend", type=onnx.AttributeProto.TENSOR)
+    nodes = [value, helper.make_node("Add", ["a", "k"], ["b"])]
+    default = helper.make_attribute("addend", tensor)
+    function = helper.make_function("local", "Block", ["a"], ["b"], nodes, [helper.make_opsetid("", 17)], [], [default])
+    return build(
+        [matmul(y="h"), helper.make_node("Block", ["h"], ["y"], domain="local")], SQUARE, ["y"], {"w": W}, functions=[function]
+    )
+
+
+@pytest.mark.parametrize("place", ["data", "../data"])
+def test_defaults_of_functions_may_lie_in_files_too(tmp_path: Path, place: str) -> None:
+    (tmp_path / "in").mkdir()
+    array = random(3, 8)
+    array.tofile(tmp_path / "in" / place)
+    outside = TensorProto(name="k", dims=[8], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=place)
+    path = tmp_path / "in" / "model.onnx"
+    path.write_bytes(with_default(outside).SerializeToString())
+    if place == "data":
+        loaded = load(path).model
+        assert loaded == with_default(helper.make_tensor("k", TensorProto.FLOAT, [8], array.tobytes(), raw=True))
+    else:
+        for reader in (load, check_external):
+            with pytest.raises(ModelError, match=r"'\.\./data' of tensor 'k' .* outside the model's folder"):
+                reader(path)
 
 
 # Saving

@@ -121,6 +121,8 @@ def test_fresh_names_are_in_use_nowhere() -> None:
     graph = Graph(model)
     for name in (*inside, "x", *(t.name for t in model.graph.initializer)):
         assert graph.fresh(name) == f"{name}_2"
+    branches.name = "node"
+    assert graph.fresh("node") == "node_2"
     assert graph.fresh("nobody") == "nobody"
 
 

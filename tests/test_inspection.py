@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 
 from relrep_onnx.graph import activation_shapes
 from relrep_onnx.inspection import inspect
@@ -24,7 +24,28 @@ def test_given_shapes_win() -> None:
     assert activation_shapes(small_net(), {"x": (3, 8, 6, 6)}, no_fallback)["c2"] == (3, 16, 6, 6)
 
 
-@pytest.mark.parametrize(("shape", "message"), [({"z": (1,)}, "no input is called 'z'"), ({"x": (1, 8)}, "has rank 4, not 2")])
+def test_a_given_shape_has_the_rank_of_an_input_without_one() -> None:
+    model = small_net()
+    model.graph.input[0].type.tensor_type.ClearField("shape")
+    assert activation_shapes(model, {"x": (3, 8, 6, 6)}, no_fallback)["c2"] == (3, 16, 6, 6)
+
+
+def test_only_tensors_have_shapes() -> None:
+    model = small_net()
+    model.graph.input.append(helper.make_tensor_sequence_value_info("s", TensorProto.FLOAT, None))
+    with pytest.raises(ConfigError, match="'s' is no tensor"):
+        activation_shapes(model, {"s": (1,)}, no_fallback)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"z": (1,)}, "no input is called 'z'"),
+        ({"x": (1, 8)}, "has rank 4, not 2"),
+        ({"x": (1, 8, 10**20, 6)}, "give numbers of at least 1"),
+        ({"x": (1, 8, -6, 6)}, "give numbers of at least 1"),
+    ],
+)
 def test_a_shape_that_fits_no_input_is_an_error(shape: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         activation_shapes(small_net(), shape, no_fallback)

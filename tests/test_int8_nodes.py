@@ -11,8 +11,8 @@ from onnx import ModelProto, NodeProto, helper
 from relrep_onnx.export import Order
 from relrep_onnx.export.int8 import int8
 from relrep_onnx.export.int8_nodes import unreached_nodes, wrong_nodes
-from relrep_onnx.graph import Graph
-from relrep_onnx.types import Array, Feeds
+from relrep_onnx.graph import Graph, find_layers
+from relrep_onnx.types import Array, Feeds, Selection
 from tests import models
 from tests.encoder import encoder, sentences
 from tests.models import build, random, run
@@ -150,13 +150,28 @@ def test_bytes_spread_through_copies_and_stop_behind_a_layer_in_float() -> None:
     assert reached(nodes, **tensors) == {"a", "flat", "longer", "turned"}
 
 
+@pytest.mark.parametrize(("low", "high", "held"), [(0.0, 6.0, True), (-1.0, 1.0, True), (0.2, 0.6, False), (0.6, 0.2, False)])
+def test_bytes_reach_to_zero_and_bounds_that_do_not_stay_floating(low: float, high: float, held: bool) -> None:
+    nodes = [node("Conv", "x w", "a"), node("Clip", "a low high", "b"), node("Conv", "b v", "y")]
+    tensors = {**WEIGHTS, "low": np.array(low, np.float32), "high": np.array(high, np.float32)}
+    assert ("b" in reached(nodes, **tensors)) == held
+    model, samples = build(nodes, {"x": ["N", 4, 6, 6]}, ["y"], tensors), {"x": random(3, 32, 4, 6, 6)}
+    assert moved(model, quantized(model, samples), samples) < 0.05
+
+
+@pytest.mark.parametrize("axes", [(1,), (1, 2), (1, 3)])
+@pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("tones", [True, False])
-def test_transforms_stay_floating(tones: bool) -> None:
+def test_transforms_stay_floating(tones: bool, behind: bool, axes: tuple[int, ...]) -> None:
+    """Along either axis of an image, and behind nodes that only move it: what pruning leaves alone, int8 does."""
     times = np.arange(64)
     bank = np.cos(2 * np.pi * np.outer(np.arange(4, 20), times) / 64) * np.hanning(64) if tones else random(0, 16, 64)
-    stored = {"w": bank[:, None].astype(np.float32)}
-    model = build([node("Conv", "x w", "y")], {"x": ["N", 1, 256]}, ["y"], stored)
+    stored = {"w": np.expand_dims(bank, axes).astype(np.float32)}
+    shape = ["N", *np.expand_dims(np.zeros(256), tuple(axis - 1 for axis in axes)).shape]
+    nodes = [node("Identity", "w", "v"), node("Conv", "x v", "y")] if behind else [node("Conv", "x w", "y")]
+    model = build(nodes, {"x": shape}, ["y"], stored)
     assert wrong_nodes(Graph(model)) == (["y"] if tones else [])
+    assert [skipped.node for skipped in find_layers(Graph(model), Selection())[1]] == (["y"] if tones else [])
 
 
 def test_bodies_of_if_read_behind_the_activation() -> None:
@@ -177,6 +192,27 @@ def test_bodies_of_if_read_behind_the_activation() -> None:
     small = quantized(model, samples)
     assert moved(model, small, samples) < 0.05
     assert run(small, samples)["y"].min() == 0
+
+
+@pytest.mark.parametrize("op", ["Relu", "Clip"])
+def test_outputs_before_an_activation_are_not_clipped(op: str) -> None:
+    """ONNX Runtime's quantizer gives what an activation reads the range of what it gives, and others may read it."""
+    ends = ["b", "", "six"] if op == "Clip" else ["b"]
+    nodes = [node("Conv", "x w", "b"), helper.make_node(op, ends, ["c"], name="c"), node("Conv", "c v", "y")]
+    model = build(nodes, {"x": ["N", 4, 6, 6]}, ["y", "b"], {**WEIGHTS, "six": np.array(0.5, np.float32)})
+    samples = {"x": random(0, 32, 4, 6, 6)}
+    small = quantized(model, samples)
+    for name, value in run(model, samples).items():
+        assert np.abs(run(small, samples)[name] - value).max() < 0.05 * np.abs(value).max()
+
+
+@pytest.mark.parametrize(("rows", "wrong"), [(8, True), (1, False)])
+def test_one_number_for_all_outputs_is_no_bias_of_bytes(rows: int, wrong: bool) -> None:
+    nodes = [node("Gemm", "x w b", "y", transB=1)]
+    model = build(nodes, {"x": ["N", 16]}, ["y"], {"w": random(0, rows, 16), "b": random(1, 1)})
+    assert wrong_nodes(Graph(model)) == (["y"] if wrong else [])
+    samples = {"x": random(2, 32, 16)}
+    assert moved(model, quantized(model, samples), samples) < 0.05
 
 
 def test_nodes_without_names_get_some() -> None:

@@ -17,7 +17,7 @@ from relrep_onnx import kernels
 from relrep_onnx.kernels import functions
 from relrep_onnx.runtime import FAILURES
 from relrep_onnx.types import ConfigError
-from tests.kernel_models import VARIABLE, SparseLayer, close, session, sparse_weight
+from tests.kernel_models import VARIABLE, SparseLayer, close, decoded, session, sparse_weight
 from tests.models import random
 
 needs_library = pytest.mark.skipif(not kernels.available(), reason="the sparse kernels were not built: no compiler at install")
@@ -284,7 +284,7 @@ def test_encoding_is_exact(gaps: list[int], tail: bool) -> None:
     values, encoded = functions.encode(flat)
     assert values.dtype == np.float32
     assert encoded.dtype == np.uint8
-    assert np.array_equal(functions.decode(values, encoded, flat.shape), flat)
+    assert np.array_equal(decoded(values, encoded, flat.shape), flat)
 
 
 def test_a_sparse_weight_is_small() -> None:

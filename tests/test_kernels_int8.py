@@ -15,7 +15,7 @@ from relrep_onnx.kernels import functions
 from relrep_onnx.runtime import FAILURES
 from relrep_onnx.types import Array
 from tests.int8_models import BOUNDS, Int8Layer, int8_weight, random_bytes
-from tests.kernel_models import VARIABLE, session
+from tests.kernel_models import VARIABLE, decoded, session
 from tests.test_kernels import CONVOLUTIONS, ISAS, needs_library
 
 DENSITIES = [(0.1, 1), (0.2, 4), (1.0, 1), (0.0, 1)]
@@ -224,4 +224,4 @@ def test_encoding_is_exact() -> None:
     weight = int8_weight(5, (16, 300, 3, 3), 0.005, most=127)
     values, gaps = functions.encode(weight)
     assert values.dtype == np.int8
-    assert np.array_equal(functions.decode(values, gaps, weight.shape), weight)
+    assert np.array_equal(decoded(values, gaps, weight.shape), weight)

@@ -346,6 +346,18 @@ def test_a_product_gets_an_add_behind_it(kind: str) -> None:
     assert list(written.graph.node[1].output) == ["y"]
 
 
+def test_the_add_takes_no_other_nodes_name() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["a"], name="fc"),
+        helper.make_node("Relu", ["a"], ["y"], name="fc_bias"),
+    ]
+    model = build(nodes, {"x": (4, 8)}, ["y"], {"w": random(0, 8, 8)})
+    layer = only_layer(model)
+    written = with_layer(model, layer, change(model, layer))
+    assert [node.name for node in written.graph.node] == ["fc", "fc_bias_2", "fc_bias"]
+    run(written, {"x": random(1, 4, 8)})
+
+
 @pytest.mark.parametrize(
     ("kind", "shape", "joined"),
     [

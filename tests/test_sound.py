@@ -37,6 +37,37 @@ def retyped(kind: int, **values: object) -> Edit:
     return edit
 
 
+def calling(*bodies: list[str]) -> ModelProto:
+    """A chain whose last node calls the first of some functions `f0`, `f1`, ..., given by what each calls in turn."""
+    model = chain(1)
+    for number, body in enumerate(bodies):
+        nodes = [helper.make_node(callee, [f"v{i}"], [f"v{i + 1}"], domain="local") for i, callee in enumerate(body)]
+        nodes.append(helper.make_node("Relu", [f"v{len(body)}"], ["o"]))
+        imports = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
+        model.functions.append(helper.make_function("local", f"f{number}", ["v0"], ["o"], nodes, imports))
+    model.graph.node[-1].op_type, model.graph.node[-1].domain = "f0", "local"
+    model.opset_import.add(domain="local", version=1)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("bodies", "says"),
+    [
+        ([["f0"]], "the model-local function 'f0' calls itself"),
+        ([["f1"], ["f2"], ["f1"]], "the model-local function 'f[12]' calls itself"),
+        ([[f"f{i}"] for i in range(1, 120)], "call each other 119 deep"),
+        ([[f"f{i}"] * 2 for i in range(1, 40)], "make [0-9]{13} nodes"),
+    ],
+)
+def test_functions_without_an_end_are_refused(bodies: list[list[str]], says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        load(calling(*bodies))
+
+
+def test_functions_that_call_others_open() -> None:
+    load(calling(["f1", "f2"], ["f2"], []))
+
+
 @pytest.mark.parametrize(
     ("edit", "says"),
     [

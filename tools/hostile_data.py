@@ -17,6 +17,8 @@ from tools.hostile_bases import Random
 
 SHAPE: Final = (3, 6, 6)
 """A sample of what `conv` reads."""
+PACKED: Final = 40_000
+"""The first seed that may also damage archives packed in the ways that NumPy does not use; those before make what they made."""
 
 
 def _npy(shape: object, kind: str = "<f4", payload: bytes = b"", version: bytes = b"\x01\x00", order: bool = False) -> bytes:
@@ -114,7 +116,13 @@ def _image(rng: Random) -> bytes:
 def write_data(seed: int, folder: Path) -> tuple[Path, str]:
     """A damaged data file, or a folder with damaged ones, and what was done."""
     rng = np.random.default_rng([2, seed])
-    what = int(rng.integers(5))
+    what = int(rng.integers(5 if seed < PACKED else 6))
+    if what == 5:
+        array = io.BytesIO()
+        np.save(array, rng.standard_normal((12, *SHAPE)).astype(np.float32))
+        path, packed = folder / "data.npz", _npz({"x.npy": array.getvalue()}, int(pick(rng, [12, 14])))
+        path.write_bytes(flip_bytes(rng, packed))
+        return path, "packed otherwise"
     if what < 3:
         name, content, done = _array_file(rng)
         (folder / name).write_bytes(content)

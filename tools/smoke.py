@@ -15,6 +15,8 @@ import relrep_onnx
 from relrep_onnx import kernels
 from relrep_onnx.kernels import functions
 
+OPSET = 17
+
 
 def dense(weight: np.ndarray) -> bytes:
     """Y = X W^T, float32[out, in]."""
@@ -22,7 +24,7 @@ def dense(weight: np.ndarray) -> bytes:
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", weight.shape[0]])
     nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
     graph = helper.make_graph(nodes, "dense", [x], [y], [numpy_helper.from_array(weight.T.copy(), "w")])
-    data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8).SerializeToString()
     return data
 
 
@@ -32,10 +34,10 @@ def sparse(weight: np.ndarray) -> bytes:
     y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", weight.shape[0]])
     values, gaps = functions.encode(weight)
     stored = {"values": values, "gaps": gaps, "bias": np.zeros(weight.shape[0], np.float32)}
-    body = functions.function("SparseGemm", functions.OPSET, adds=False, activation="")
+    body = functions.function("SparseGemm", OPSET, adds=False, activation="")
     node = helper.make_node(body.name, ["x", *stored], ["y"], domain=functions.DOMAIN, weight_shape=list(weight.shape))
     graph = helper.make_graph([node], "sparse", [x], [y], [numpy_helper.from_array(a, n) for n, a in stored.items()])
-    opsets = [helper.make_opsetid("", 17), helper.make_opsetid(functions.DOMAIN, 1)]
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(functions.DOMAIN, 1)]
     data: bytes = helper.make_model(graph, opset_imports=opsets, functions=[body], ir_version=8).SerializeToString()
     return data
 

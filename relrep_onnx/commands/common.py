@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import click
 from click.core import ParameterSource
+from threadpoolctl import threadpool_limits
 
 from relrep_onnx import report
 from relrep_onnx.commands.options import InputFile, OutputFile
@@ -32,7 +33,10 @@ def config_of(path: Path | None, preset: Mapping[str, Any] | None = None) -> Con
         for name, value in context.params.items()
         if name in fields and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
-    return Config.merged({} if path is None else saved_settings(path), {**(preset or {}), **said})
+    config = Config.merged({} if path is None else saved_settings(path), {**(preset or {}), **said})
+    if config.threads:  # where others use the cores too, more threads than asked for wait for each other by spinning
+        threadpool_limits(config.threads)
+    return config
 
 
 def target_of(output: Path | None, option: Path | None = None, *, replaced: Path | None = None) -> Path | None:

@@ -183,7 +183,7 @@ def whole(flag: str, **kwargs: Any) -> Callable[[Command], Command]:
 
 
 RUN_OPTIONS = _options(
-    whole("--threads", help="Threads of ONNX Runtime; 0 leaves the choice to it."),
+    whole("--threads", help="Threads of ONNX Runtime (and, of a command, of NumPy's products); 0 leaves the choice to them."),
     setting(
         "--providers", multiple=True, metavar="NAME", help="Execution provider, most wanted first; repeatable. Default: CPU."
     ),

@@ -6,13 +6,17 @@ import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
 from relrep_onnx.types import MOST, Array, CalibrationError, ConfigError
 
 Dim = int | str | None
+
+SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+FORMATS: Final = ("PNG", "JPEG", "BMP", "WEBP")
+"""What files of these suffixes hold; others that Pillow knows may contain any further one, or start programs."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +86,15 @@ class ImageFormat:
         from PIL import Image
 
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # such as of transparency, which is left out
             warnings.simplefilter("error", Image.DecompressionBombWarning)  # a small file whose pixels would fill the memory
             try:
-                opened = Image.open(path)
+                with Image.open(path, formats=FORMATS) as image:
+                    if image.mode.startswith(("I", "F")):  # conversion would clip
+                        raise CalibrationError("it has more than 8 bits per channel; convert it to 8")
+                    pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
             except Image.DecompressionBombError as error:
                 raise ValueError(str(error)) from error
-            with opened as image:
-                if image.mode.startswith(("I", "F")):  # conversion would clip
-                    raise CalibrationError("it has more than 8 bits per channel; convert it to 8")
-                pixels = np.asarray(image.convert("L" if self.channels == 1 else "RGB"))
         return _resize(pixels.reshape(1, *pixels.shape[:2], -1), self.how.image_size or self.size or pixels.shape[:2])
 
 

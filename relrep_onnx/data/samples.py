@@ -13,8 +13,9 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from itertools import accumulate, groupby
 from typing import Any, Final
 
@@ -26,10 +27,18 @@ from relrep_onnx.types import Array, CalibrationError, ConfigError, RelRepError,
 
 GIVEN: Final = "the given data"
 
+
+def _of_packers() -> Iterator[type[Exception]]:
+    """What the ways of packing raise that a zip file may use and Python may lack."""
+    for module, name in (("lzma", "LZMAError"), ("compression.zstd", "ZstdError")):
+        with suppress(ImportError):
+            yield getattr(import_module(module), name)
+
+
 # What the readers of numpy, zipfile, protobuf and Pillow raise on broken files, found by damaging files byte by byte.
 BROKEN: Final[tuple[type[Exception], ...]] = (
     OSError, ValueError, EOFError, MemoryError, RuntimeError, SyntaxError, TypeError, LookupError, ImportError, Warning,
-    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, DecodeError,
+    zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError, DecodeError, *_of_packers(),
 )  # fmt: skip
 
 
@@ -59,6 +68,10 @@ class Input:
         """The input, if data can serve it."""
         if info.dtype is None or info.dtype.kind not in "fiub":
             raise CalibrationError(f"input {info.name!r} has type {info.type}; only float, integer and bool tensors can be fed")
+        if info.shape[:1] == (0,):
+            raise CalibrationError(
+                f"input {info.name!r} has the shape {list(info.shape)}, a batch of none; export it with another"
+            )
         return cls(info.name, info.dtype, info.shape, ImageFormat.of(info.shape, how))
 
     def __str__(self) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, takewhile
@@ -15,11 +14,12 @@ import numpy as np
 from onnx import TensorProto, numpy_helper
 
 from relrep_onnx.data.arrays import read_arrays
+from relrep_onnx.data.images import SUFFIXES as IMAGES
 from relrep_onnx.data.images import Preprocessing
 from relrep_onnx.data.samples import GIVEN, Entry, Input, Samples, entries_of, errors_naming, fixed_batches, join, runs
+from relrep_onnx.memory import has_room
 from relrep_onnx.types import Array, CalibrationError, ConfigError, TensorInfo
 
-IMAGES: Final = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 ARRAYS: Final = (".npz", ".npy")
 
 
@@ -165,9 +165,7 @@ class _Reader:
                 return self._pick({"(unnamed)": part})
             case Path() if part.is_dir():
                 return self._pick(_read_test_data(part, [i.name for i in self.inputs]))
-            case Path() if not part.is_file():
-                raise CalibrationError("not a regular file; leave it out")
-            case Path() if part.suffix.lower() in IMAGES:
+            case Path() if _regular(part).suffix.lower() in IMAGES:
                 return self._arrays(self.inputs[0].images.read(part))
             case Path():
                 return self._arrays(read_arrays(part))
@@ -187,18 +185,23 @@ def _random(inputs: Sequence[Input], options: DataOptions) -> dict[str, object]:
     """Made-up arrays: samples along axis 0 where all inputs share it, otherwise whole feeds."""
     if unknown := sorted(options.input_shapes.keys() - {i.name for i in inputs}):
         raise ConfigError(f"--input-shape names {unknown[0]!r}, but {', '.join(map(str, inputs))}; name one of them")
-    whole = len(first := {i.shape[:1] for i in inputs}) > 1 or () in first
+    # An input without a rank may get any.
+    ranked = {i.name: i.shape or (None,) * len(options.input_shapes.get(i.name, ())) for i in inputs}
+    whole = len(first := {dims[:1] for dims in ranked.values()}) > 1 or () in first
     count = options.num_samples or max(64, 4 * max(fixed_batches(inputs), default=0))  # a hold-out takes four batches
     integers, rng = any(i.dtype.kind in "iu" for i in inputs), np.random.default_rng(options.seed)
     arrays: dict[str, object] = {}
     for i in inputs:
-        own = tuple(dim if isinstance(dim, int) else int(axis == 0) for axis, dim in enumerate(i.shape))  # an open batch is 1
+        own = tuple(
+            dim if isinstance(dim, int) else int(axis == 0) for axis, dim in enumerate(ranked[i.name])
+        )  # an open batch is 1
         shape = options.input_shapes.get(i.name, own)
         if len(shape) != len(own) or any(dim < 1 for dim in shape):
             known = ",".join(str(dim or "?") for dim in own)
             raise CalibrationError(f"random data: {i}, not {list(shape)}; fill in --input-shape {i.name}:{known}")
-        if (size := count * math.prod(shape)) > sys.maxsize // i.dtype.itemsize:
-            raise CalibrationError(f"random data: {i} would hold {size:,} numbers; give fewer --num-samples or a smaller shape")
+        if not has_room((count, *shape)):
+            what = f"{count} of {list(shape)} do not fit into memory; give a smaller --input-shape, or fewer samples"
+            raise CalibrationError(f"random data: {i}; {what}")
         limits = None if integers and i.dtype.kind == "f" else options.random_range
         arrays[i.name] = _draw(i, (count, *shape[not whole :]), limits, rng)
     return arrays
@@ -230,12 +233,19 @@ def _find(path: Path) -> Sequence[Path]:
     raise CalibrationError("not calibration data; give .npz or .npy files, images, or a folder of them or of test_data_set_*")
 
 
+def _regular(path: Path) -> Path:
+    """The path of what has an end, unlike pipes and devices."""
+    if not path.is_file():
+        raise CalibrationError("not a regular file; leave it out")
+    return path
+
+
 def _read_test_data(folder: Path, names: Sequence[str]) -> Mapping[str, object]:
     """Where the tensors do not have the names of the inputs, the order of their files counts."""
     tensors: dict[str, object] = {}
     for path in sorted(folder.glob("input_*.pb"), key=lambda path: (len(path.name), path.name)):
         with errors_naming(path.name):
-            tensor = TensorProto.FromString(path.read_bytes())
+            tensor = TensorProto.FromString(_regular(path).read_bytes())
             if tensor.data_location == TensorProto.EXTERNAL:  # it could name any file
                 raise CalibrationError("its data are in another file; store them inside")
             tensors[tensor.name or path.stem] = numpy_helper.to_array(tensor)

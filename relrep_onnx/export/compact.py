@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Final
 
 import numpy as np
@@ -22,7 +23,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from relrep_onnx.export.forms import EXACT, Order, Product, Values
 from relrep_onnx.graph import Graph, detach, raise_opset
-from relrep_onnx.graph.index import leading_to, refill
+from relrep_onnx.graph.index import all_defined, leading_to, refill
+from relrep_onnx.kernels.functions import gaps_of
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.types import Array, VerificationError
 
@@ -30,9 +32,10 @@ LEAST_OPSET: Final = 11
 """CumSum and ScatterElements."""
 LEAST_SIZE: Final = 256
 """Elements of a tensor that is worth a look: below, the nodes alone take more bytes."""
-MAX_GAP: Final = 255
 LEVELS: Final = 127
 """Of int8 values, on each side of zero."""
+SAFE: Final = 0.99
+"""Of the largest number: the scale of the rest may be rounded up."""
 TOLERANCE: Final[Mapping[Values, float]] = {"float32": EXACT, "float16": 0.01, "int8": 0.1}
 KINDS: Final = frozenset({"float32", "float16", "float64", "int8", "uint8"})
 
@@ -64,8 +67,8 @@ def compact(model: ModelProto, order: Order) -> Product:
         if array.size < LEAST_SIZE or array.dtype.name not in KINDS:
             continue
         values = order.values
-        if values == "float16" and array.dtype.kind == "f" and np.abs(array).max() > np.finfo(np.float16).max:
-            notes.append(f"tensor {name!r} holds values beyond float16; it keeps its own type")
+        if not fits(array, values):
+            notes.append(f"tensor {name!r} holds values beyond {values}; it keeps its own type")
             values = "float32"
         packed = pack(array, values)
         nodes, tensors = writer.unpacking(name, packed)
@@ -84,12 +87,20 @@ def compact(model: ModelProto, order: Order) -> Product:
     return Product(copy, TOLERANCE[order.values], tuple(notes))
 
 
+def fits(array: Array, values: Values) -> bool:
+    """Whether floats can be stored as these values: none is NaN, or beyond float16, or near the end of its own type (int8)."""
+    if array.dtype.kind != "f" or values == "float32":
+        return True
+    limit = np.finfo(np.float16).max if values == "float16" else SAFE * np.finfo(min(array.dtype, np.dtype(np.float32))).max
+    return bool(np.abs(array).max(initial=0) <= limit)
+
+
 def pack(array: Array, values: Values = "float32") -> Packed:
     """Gaps and values of an array; what is not zero by its bits is kept, -0.0 and NaN too.
 
     Args:
         array: float[...], or int8 or uint8, which always keep their type.
-        values: the type to store floats in; float32 stands for the array's own.
+        values: the type to store floats in, which they must fit; float32 stands for the array's own.
     """
     scale = None
     if array.dtype.kind == "f" and values == "int8":
@@ -102,11 +113,7 @@ def pack(array: Array, values: Values = "float32") -> Packed:
         stored = result = array
     flat = np.ascontiguousarray(stored).reshape(-1)
     places = np.flatnonzero(flat.view(f"u{flat.dtype.itemsize}"))
-    steps = np.diff(places, prepend=0)
-    escapes = np.maximum(steps - 1, 0) // MAX_GAP
-    at = np.cumsum(escapes + 1) - 1
-    gaps = np.full(int((escapes + 1).sum()), MAX_GAP, np.uint8)
-    gaps[at] = steps - MAX_GAP * escapes
+    gaps, at = gaps_of(places)
     kept = np.zeros(len(gaps), flat.dtype)
     kept[at] = flat[places]
     return Packed(gaps, kept, scale, result)
@@ -141,7 +148,9 @@ class _Writer:
     def __init__(self, graph: Graph) -> None:
         self.nodes: list[NodeProto] = []
         self.tensors: list[TensorProto] = []
-        self._prefix = graph.fresh("unpack")
+        names = {*all_defined(graph.model.graph), *graph.tensors}
+        prefixes = ("unpack" + "_" * more for more in count())
+        self._prefix = next(prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names))
         self._made = 0
         self._shared: set[str] = set()
 

@@ -50,7 +50,7 @@ BIASED: Final = ("Conv", "ConvTranspose", "Gemm")
 BIAS_SLOT: Final = 2
 PROBE: Final = "relrep_shift_"
 _FAILURES: Final[tuple[type[Exception], ...]] = (
-    *FAILURES, AssertionError, AttributeError, KeyError, OSError, TypeError, onnx.checker.ValidationError,
+    *FAILURES, AssertionError, AttributeError, LookupError, OSError, TypeError, onnx.checker.ValidationError,
 )  # fmt: skip
 """What the quantizer raises on models that it was not made for."""
 

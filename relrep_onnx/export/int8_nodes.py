@@ -9,14 +9,15 @@ spread from the layers, node by node, as far as every activation that a node rea
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import Final
 
 import numpy as np
 from onnx import NodeProto, TensorProto
 
+from relrep_onnx.export.sparse_layers import clip_bounds
 from relrep_onnx.graph import Graph
-from relrep_onnx.graph.filters import LONG, are_tones
+from relrep_onnx.graph.filters import is_bank
 from relrep_onnx.graph.index import captured, is_standard, subgraphs
 
 WEIGHT_SLOTS: Final[Mapping[str, tuple[int, ...]]] = {
@@ -41,8 +42,8 @@ PASSED: Final = frozenset(("HardSigmoid", "Identity"))
 def wrong_nodes(graph: Graph) -> list[str]:
     """Names of layers that int8 would spoil: that the quantizer gets wrong, or ONNX Runtime (1.20 at least) then cannot run.
 
-    These are ConvTranspose with groups, Gemm with a scaled bias or one that is no vector, and MatMul with a stack of matrices;
-    and Fourier and constant-Q transforms, whose loudest tone would leave few levels to the others.
+    These are ConvTranspose with groups, Gemm with a scaled bias or one that is not a number for each output, and MatMul with a
+    stack of matrices; and Fourier and constant-Q transforms, whose loudest tone would leave few levels to the others.
 
     A node without a name gets one, in place, for the quantizer leaves nodes out by name.
     """
@@ -54,8 +55,9 @@ def wrong_nodes(graph: Graph) -> list[str]:
         elif node.op_type == "ConvTranspose":
             wrong = numbers.get("group", 1) > 1
         elif node.op_type == "Gemm" and len(node.input) > 2:
-            bias = graph.value(node.input[2])
+            weight, bias = graph.value(node.input[1]), graph.value(node.input[2])
             wrong = numbers.get("beta", 1) != 1 or bias is None or bias.ndim != 1
+            wrong |= weight is not None and bias is not None and bias.size != weight.shape[0 if numbers.get("transB") else -1]
         elif node.op_type == "MatMul":
             wrong = any((value := graph.value(name)) is not None and value.ndim > 2 for name in node.input)
         else:
@@ -81,27 +83,40 @@ def unreached_nodes(graph: Graph, wrong: Collection[str]) -> list[str]:
 
 
 def _is_transform(graph: Graph, node: NodeProto) -> bool:
-    """Whether a convolution of one channel along one axis is a bank of windowed tones."""
-    stored = graph.tensors.get(node.input[1])
-    if stored is None or stored.dims[1] != 1 or max(stored.dims[2:]) != math.prod(stored.dims[1:]) or stored.dims[-1] < LONG:
+    """Whether a convolution is a bank of windowed tones."""
+    weight = graph.value(node.input[1])
+    if weight is None:
         return False
-    return are_tones(graph.stored(stored.name).reshape(stored.dims[0], -1).astype(np.float64))
+    cols = math.prod(weight.shape[1:])
+    return is_bank(weight.shape[2:], cols, lambda: weight.reshape(-1, cols).astype(np.float64))
 
 
-def _takes_bytes(graph: Graph, node: NodeProto, reached: Collection[str], captives: Collection[str]) -> bool:
+def _takes_bytes(graph: Graph, node: NodeProto, reached: Collection[str], captives: Set[str]) -> bool:
     op = node.op_type if is_standard(node) else ""
     if op in WEIGHT_SLOTS:
         stored = [graph.tensors[name] for slot in WEIGHT_SLOTS[op] if (name := node.input[slot]) in graph.tensors]
         return any(tensor.data_type in FLOATS for tensor in stored)
+    if op in ("Clip", "Relu") and not _may_go(graph, node, captives):
+        return False
     if op in SAME | CURVES:
-        # The quantizer takes Relu and Clip out, for bytes are clipped anyway; but the bodies of If and Loop would read the layer.
-        return node.input[0] in reached and not (op in ("Relu", "Clip") and node.output[0] in captives)
+        return node.input[0] in reached
     if op == "Concat":
         return all(name in reached or name in graph.constant_names for name in node.input)
     if op == "Mul":
         gated = any(graph.producers[name].op_type in GATES for name in node.input if name in reached)
         return gated and all(name in reached for name in node.input)
     return op == "Add" and all(name in reached for name in node.input)
+
+
+def _may_go(graph: Graph, node: NodeProto, captives: Set[str]) -> bool:
+    """Whether the quantizer may take a Relu or Clip out, and clip what it reads instead, by the range of what it gives.
+
+    Bytes always reach to 0.  Who else reads the one would get the other: the bodies of If and Loop, and who asks for an output.
+    """
+    if node.input[0] in graph.outputs or not captives.isdisjoint((node.input[0], node.output[0])):
+        return False
+    bounds = clip_bounds(graph, node) if node.op_type == "Clip" else (0.0, math.inf)
+    return bounds is not None and bounds[0] <= 0 <= bounds[1] and bounds[0] < bounds[1]
 
 
 def _named(node: NodeProto, place: int) -> str:

@@ -11,7 +11,7 @@ from relrep_onnx import kernels
 from relrep_onnx.benchmark import interleaved, random_feeds
 from relrep_onnx.export.forms import EXACT, Order, Product
 from relrep_onnx.export.int8 import int8
-from relrep_onnx.export.sparse_ort import plan, to_sparse_ort
+from relrep_onnx.export.sparse_ort import with_choices
 from relrep_onnx.export.tuning import Race, tune
 from relrep_onnx.kernels.costs import REFERENCE
 from relrep_onnx.runtime import Session
@@ -28,24 +28,24 @@ def sparse_ort(model: ModelProto, order: Order) -> Product:
     is exact on every processor too.
 
     Raises:
-        ModelError: the opset is too old.
+        ModelError: the operator set is older than 12 and cannot be raised.
         ConfigError: `tune` where the kernels were not built, or with inputs whose shape is not known.
         RelRepError: what `int8` raises.
     """
     before = int8(model, replace(order, target="amd64")) if order.values == "int8" else Product(model, EXACT)
     source = before.content
     assert isinstance(source, ModelProto)  # int8 gives no other format
-    possible = plan(source, input_shapes=order.shapes)
     if order.tune:
         tuned = tune(source, race_of(order), instruction_set=REFERENCE, input_shapes=order.shapes)
-        content, count = tuned.model, len(tuned.layers)
+        content, count, possible = tuned.model, len(tuned.layers), tuned.possible
         basis = f"measured on this machine ({kernels.instruction_sets()[0]})"
         if count:
             basis += f", {tuned.ratio:.2f} times as fast as the dense model"
     else:
-        content, count = to_sparse_ort(source, input_shapes=order.shapes), sum(choice.sparse for choice in possible)
+        content, choices = with_choices(source, input_shapes=order.shapes)
+        count, possible = sum(choice.sparse for choice in choices), len(choices)
         basis = f"predicted for {REFERENCE}; --tune measures"
-    notes = [*before.notes, f"{count} of {len(possible)} layers run sparse: {basis}"]
+    notes = [*before.notes, f"{count} of {possible} layers run sparse: {basis}"]
     if not count:
         notes.append("the layers stay dense: sparse ones would not make the network at least 3 % faster")
     elif kernels.available():

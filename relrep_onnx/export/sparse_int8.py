@@ -20,7 +20,16 @@ from typing import Any, Final
 import numpy as np
 from onnx import ModelProto, NodeProto, helper
 
-from relrep_onnx.export.sparse_layers import Candidate, Operator, Shapes, conv_window, find_neighbours, only_reader, work_of
+from relrep_onnx.export.sparse_layers import (
+    Candidate,
+    Operator,
+    Shapes,
+    clip_bounds,
+    conv_window,
+    find_neighbours,
+    only_reader,
+    work_of,
+)
 from relrep_onnx.graph import Graph
 from relrep_onnx.graph.index import attribute, display_name, ints, is_standard, number
 from relrep_onnx.kernels import functions
@@ -114,7 +123,7 @@ def rewrite_pools(model: ModelProto, planar: Collection[str]) -> None:
             continue
         before, after = graph.fresh(f"{y.name}.before"), graph.fresh(f"{y.name}.after")
         window = [item for item in pool.attribute if item.name in POOL_ATTRIBUTES]
-        last = helper.make_node("NhwcMaxPool", [before], [after], name=display_name(pool), domain=POOL_DOMAIN)
+        last = helper.make_node("NhwcMaxPool", [before], [after], name=pool.name, domain=POOL_DOMAIN)
         last.attribute.extend(window)
         nodes = [
             helper.make_node("Transpose", [x.name], [before], perm=[0, 2, 3, 1]),
@@ -220,11 +229,8 @@ def _bounds(graph: Graph, activation: NodeProto, y: Quantized) -> tuple[int, int
     zero = int(y.zero_point)
     if activation.op_type == "Relu":
         return zero, BYTE
-    bounds = [0, BYTE]
-    for slot, name in enumerate(list(activation.input)[1:3]):
-        value = graph.value(name) if name else None
-        if value is not None:
-            bounds[slot] = int(np.clip(np.rint(value.reshape(()) / y.scale) + zero, 0, BYTE))
-        elif name:
-            return None
-    return bounds[0], bounds[1]
+    bounds = clip_bounds(graph, activation)
+    if bounds is None:
+        return None
+    low, high = (int(np.clip(np.rint(np.float32(bound) / y.scale) + zero, 0, BYTE)) for bound in bounds)
+    return low, high

@@ -6,6 +6,7 @@ Gemm | MatMul [-> Add bias] [-> Add] [-> Relu | Clip]   becomes one SparseGemm[A
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,15 @@ from onnx import FunctionProto, ModelProto, NodeProto
 
 from relrep_onnx.graph import Graph
 from relrep_onnx.graph.index import attribute, display_name, ints, is_standard, number, reads
+from relrep_onnx.graph.operators import OPERATORS, NotPrunable
 from relrep_onnx.kernels import functions
 from relrep_onnx.kernels.costs import Kind, Work
-from relrep_onnx.types import Array
+from relrep_onnx.types import Array, Contraction
 
 QUAD_FILL: Final = 1.33
 """As in the kernels: up to how many weights per nonzero four output channels are computed together."""
+STEP: Final = 64
+"""A size that a network halves and doubles again still fits it when it is longer by this."""
 LARGEST: Final = float(np.finfo(np.float32).max)
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -88,8 +92,26 @@ class FloatLayer(Candidate):
         return Operator(body, inputs, {"weight_shape": self.weight.shape, **self.attributes})
 
 
-def float_layers(model: ModelProto, shapes: Shapes) -> list[FloatLayer]:
-    """All of a model whose BatchNormalization is folded; works and neighbours as far as shapes are known."""
+def other_sizes(model: ModelProto, given: Shapes) -> dict[str, tuple[int, ...]]:
+    """Shapes of a model's inputs in which open dimensions are longer than in `given`, by as much only where they share a name."""
+    steps: dict[object, int] = {}
+    sizes = {}
+    for value in model.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        known = given.get(value.name, tuple(dim.dim_value or 1 for dim in dims))
+        longer = [
+            0 if dim.HasField("dim_value") else steps.setdefault(dim.dim_param or (value.name, axis), (len(steps) + 1) * STEP)
+            for axis, dim in enumerate(dims)
+        ]
+        sizes[value.name] = tuple(size + step for size, step in zip(known, longer, strict=True))
+    return sizes
+
+
+def float_layers(model: ModelProto, shapes: Shapes, others: Shapes) -> list[FloatLayer]:
+    """All of a model whose BatchNormalization is folded; works and neighbours as far as shapes are known.
+
+    `others` are the shapes at `other_sizes`: the kernels add a residual of the output's shape only, at any batch.
+    """
     graph = Graph(model)
     found: list[FloatLayer] = []
     taken: set[str] = set()  # outputs of nodes that a candidate holds
@@ -99,7 +121,7 @@ def float_layers(model: ModelProto, shapes: Shapes) -> list[FloatLayer]:
         candidate = _convolution(graph, node) if node.op_type == "Conv" else _product(graph, node)
         if candidate is None:
             continue
-        _take_followers(graph, candidate, shapes, taken)
+        _take_followers(graph, candidate, (shapes, others), taken)
         quads = _shares_positions(candidate.weight)
         candidate.work = work_of(candidate, shapes, density=candidate.density, quads=quads)
         taken.update(name for member in candidate.nodes for name in member.output)
@@ -140,18 +162,19 @@ def _product(graph: Graph, node: NodeProto) -> FloatLayer | None:
     weight = _constant(graph, node, 1)
     if weight is None or weight.ndim != 2 or graph.value(node.input[0]) is not None:
         return None
-    if node.op_type == "MatMul":
-        return FloatLayer(display_name(node), weight.T, [node], np.zeros(weight.shape[1], np.float32), {})
-    if attribute(node, "transA", 0):
+    try:
+        form = OPERATORS[node.op_type].form(node, weight.shape, 1)
+    except NotPrunable:
         return None
-    weight = (weight if attribute(node, "transB", 0) else weight.T) * np.float32(number(node, "alpha", 1.0))
-    bias: Array = np.zeros(weight.shape[0], np.float32)
+    if form.view != Contraction(-1):
+        return None
+    bias: Array = np.zeros(form.rows, np.float32)
     if len(node.input) > 2 and node.input[2]:
         given = _constant(graph, node, 2)
-        if given is None or given.size not in (1, bias.size) or given.shape[-1:] not in ((), (1,), bias.shape):
+        if given is None or not (given.size == 1 or given.shape[-1] == given.size == bias.size):
             return None
-        bias = bias + given.reshape(-1) * np.float32(number(node, "beta", 1.0))
-    return FloatLayer(display_name(node), weight, [node], bias, {})
+        bias = bias + given.reshape(-1) * np.float32(form.bias_scale)
+    return FloatLayer(display_name(node), form.to_matrix(weight) * np.float32(form.scale), [node], bias, {})
 
 
 def only_reader(graph: Graph, name: str) -> NodeProto | None:
@@ -162,7 +185,7 @@ def only_reader(graph: Graph, name: str) -> NodeProto | None:
     return readers[0][0]
 
 
-def _take_followers(graph: Graph, candidate: FloatLayer, shapes: Shapes, taken: set[str]) -> None:
+def _take_followers(graph: Graph, candidate: FloatLayer, sizes: Sequence[Shapes], taken: set[str]) -> None:
     """Extends a candidate by a constant Add (products), a residual Add, and an activation."""
 
     def following() -> NodeProto | None:
@@ -171,15 +194,17 @@ def _take_followers(graph: Graph, candidate: FloatLayer, shapes: Shapes, taken: 
 
     node = following()
     if node is not None and node.op_type == "Add" and candidate.nodes[0].op_type != "Conv":
-        slot = 1 - list(node.input).index(candidate.nodes[-1].output[0])
-        shift = _constant(graph, node, slot)
-        if shift is not None and shift.size == candidate.bias.size and shift.shape[-1:] == candidate.bias.shape:
+        own = candidate.nodes[-1].output[0]
+        shift = _constant(graph, node, 1 - list(node.input).index(own))
+        rank = max(1, len(sizes[0].get(own, ())))  # a shift of more axes would give the sum more
+        if shift is not None and shift.ndim <= rank and shift.shape[-1:] == (shift.size,) == candidate.bias.shape:
             candidate.bias = candidate.bias + shift.reshape(-1)
             candidate.nodes.append(node)
             node = following()
     if node is not None and node.op_type == "Add" and len(set(node.input)) == 2:
-        other = node.input[1 - list(node.input).index(candidate.nodes[-1].output[0])]
-        same = shapes.get(other) is not None and shapes.get(other) == shapes.get(node.output[0])
+        own = candidate.nodes[-1].output[0]
+        other = node.input[1 - list(node.input).index(own)]
+        same = all(own in shapes and shapes[own] == shapes.get(other) for shapes in sizes)
         if same and other not in graph.constant_names:
             candidate.residual = other
             candidate.nodes.append(node)
@@ -188,12 +213,24 @@ def _take_followers(graph: Graph, candidate: FloatLayer, shapes: Shapes, taken: 
         candidate.activation = "Relu"
         candidate.nodes.append(node)
     elif node is not None and node.op_type == "Clip":
-        bounds = [graph.value(name) if name else None for name in list(node.input)[1:3]]
-        if all(b is not None or not name for b, name in zip(bounds, list(node.input)[1:3], strict=True)):
-            low, high = (float(b.reshape(())) if b is not None else None for b in [*bounds, None, None][:2])
+        bounds = clip_bounds(graph, node)
+        if bounds is not None:
             candidate.activation = "Clip"
-            candidate.attributes |= {"min": -LARGEST if low is None else low, "max": LARGEST if high is None else high}
+            candidate.attributes |= {"min": max(bounds[0], -LARGEST), "max": min(bounds[1], LARGEST)}
             candidate.nodes.append(node)
+
+
+def clip_bounds(graph: Graph, clip: NodeProto) -> tuple[float, float] | None:
+    """A Clip's bounds, infinite where it has none; None where they are not stored, or out of order."""
+    bounds = [-math.inf, math.inf]
+    for slot, name in enumerate(list(clip.input)[1:3]):
+        value = graph.value(name) if name else None
+        if value is not None:
+            bounds[slot] = float(value.reshape(()))
+        elif name:
+            return None
+    low, high = bounds
+    return (low, high) if low <= high else None  # NaN neither
 
 
 def work_of(candidate: Candidate, shapes: Shapes, *, density: float, quads: bool) -> Work | None:
@@ -222,19 +259,21 @@ def find_neighbours(graph: Graph, candidates: Sequence[Candidate], shapes: Shape
     """Fills in the neighbours of every convolution."""
     owner = {name: c for c in candidates for member in c.nodes for name in member.output}
 
-    def sources(name: str, seen: set[str]) -> set[str]:
-        if name in owner:
-            return {owner[name].name}
-        node = graph.producers.get(name)
-        if name in seen or node is None:
-            return set()
-        seen.add(name)
-        return {source for other in reads(node) for source in sources(other, seen)}
+    def sources(name: str) -> set[str]:
+        found, seen, waiting = set(), set(), [name]
+        while waiting:
+            name = waiting.pop()
+            if name in owner:
+                found.add(owner[name].name)
+            elif name in graph.producers and name not in seen:
+                seen.add(name)
+                waiting.extend(reads(graph.producers[name]))
+        return found
 
     convolutions = {c.name for c in candidates if c.nodes[0].op_type == "Conv"}
     for candidate in candidates:
         if candidate.name not in convolutions:
             continue
         for name in candidate.sources:
-            for source in (sources(name, set()) & convolutions) - {candidate.name}:
+            for source in (sources(name) & convolutions) - {candidate.name}:
                 candidate.neighbours[source] = float(np.prod(shapes.get(name, (0,))))

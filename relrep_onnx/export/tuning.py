@@ -25,10 +25,14 @@ Race = Callable[[list[ModelProto]], Array]
 
 @dataclass(frozen=True, eq=False)
 class Tuned:
-    """The winner, its sparse layers, and how many times as fast as the dense model it was in the last race's median round."""
+    """The winner, its sparse layers, how many could be, and how many times as fast as the dense model it was in the last race.
+
+    Of a race counts the median round.
+    """
 
     model: ModelProto
     layers: tuple[str, ...]
+    possible: int
     ratio: float
 
 
@@ -54,9 +58,9 @@ def tune(
     ratios = np.median(times[0] / times, axis=1)
     best = int(np.argmax(ratios))
     if best == 0 or ratios[best] * GAIN < 1:
-        return Tuned(model, (), 1.0)
+        return Tuned(model, (), len(choices), 1.0)
     again = race([model, files[best - 1]])
     confirmed = float(np.median(again[0] / again[1]))
     if confirmed * GAIN < 1:
-        return Tuned(model, (), 1.0)
-    return Tuned(files[best - 1], proposals[best - 1], confirmed)
+        return Tuned(model, (), len(choices), 1.0)
+    return Tuned(files[best - 1], proposals[best - 1], len(choices), confirmed)

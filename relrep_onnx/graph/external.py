@@ -6,14 +6,14 @@ followed, and never more of them than the memory holds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Final
 
 from google.protobuf.message import DecodeError
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto
+from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto
 
-from relrep_onnx.graph.index import subgraphs
+from relrep_onnx.graph.index import graphs_in, subgraphs, with_bodies
 from relrep_onnx.graph.tensors import Place, bring_in, is_outside, refer, unreadable
 from relrep_onnx.memory import free_memory
 from relrep_onnx.types import ModelError
@@ -28,7 +28,16 @@ def stored_tensors(model: ModelProto) -> Iterator[TensorProto]:
     """Every tensor that a model stores, those of subgraphs, attributes, functions and sparse tensors included."""
     yield from _of_graph(model.graph)
     for function in model.functions:
+        yield from _of_attributes(function.attribute_proto)
         yield from _of_nodes(function.node)
+
+
+def initializers(model: ModelProto) -> Iterator[TensorProto]:
+    """Those that graphs store under a name, in bodies too; only they can be in files for every reader."""
+    yield from model.graph.initializer
+    for node in with_bodies(model.graph.node):
+        for inner in subgraphs(node):
+            yield from inner.initializer
 
 
 def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
@@ -40,13 +49,18 @@ def _of_graph(graph: GraphProto) -> Iterator[TensorProto]:
 
 def _of_nodes(nodes: Iterable[NodeProto]) -> Iterator[TensorProto]:
     for node in nodes:
-        for item in node.attribute:
-            if item.HasField("t"):
-                yield item.t
-            yield from item.tensors
-            for sparse in (*([item.sparse_tensor] if item.HasField("sparse_tensor") else []), *item.sparse_tensors):
-                yield from (sparse.values, sparse.indices)
-        for inner in subgraphs(node):
+        yield from _of_attributes(node.attribute)
+
+
+def _of_attributes(attributes: Sequence[AttributeProto]) -> Iterator[TensorProto]:
+    for item in attributes:
+        if item.HasField("t"):
+            yield item.t
+        yield from item.tensors
+        for sparse in (*([item.sparse_tensor] if item.HasField("sparse_tensor") else []), *item.sparse_tensors):
+            yield from (sparse.values, sparse.indices)
+    for item in attributes:
+        for inner in graphs_in(item):
             yield from _of_graph(inner)
 
 
@@ -59,7 +73,7 @@ def location_of(tensor: TensorProto) -> str | None:
 
 
 def read_external(model: ModelProto, path: Path | None, *, lazily: bool = False) -> dict[str, str]:
-    """Brings external data into the model, and tells the file that each tensor came from.
+    """Brings external data into the model, and tells the file that each tensor came from, by its name where it is the only one.
 
     Args:
         model: what is changed in place.
@@ -80,14 +94,14 @@ def read_external(model: ModelProto, path: Path | None, *, lazily: bool = False)
             raise ModelError(f"tensor {tensor.name!r} lies in an external file; give the model's path instead of the object")
         if not isinstance(tensor.name, str):
             raise ModelError(f"the tensor's name {tensor.name!r} is not UTF-8 text; export the model again")
-        tensor.name = tensor.name or f"external_{len(external)}"  # unnamed ones could not be told apart when they are saved
         try:
             place = _place(tensor, path.parent, location, left)
         except (OSError, ValueError, RuntimeError) as error:
             raise unreadable(tensor, location, error) from error
         left -= place.length
         places.append((tensor, place, lazily and number < len(model.graph.initializer) and place.length > SMALL))
-        external[tensor.name] = location
+        taken = not tensor.name or tensor.name in external  # by an initializer: they come first
+        external[f"external_{len(external)}" if taken else tensor.name] = location
     large = sum(place.length for _, place, _ in places) > MESSAGE
     for tensor, place, may_wait in places:
         if large and may_wait:

@@ -6,11 +6,12 @@ their energy, and of kernels that long few are learned at all.  Pruning a transf
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
 
-from relrep_onnx.types import FloatArray, Layer, Window
+from relrep_onnx.types import FloatArray
 
 LONG: Final = 32
 """A shorter kernel is not looked at; its spectrum has too few bins to tell."""
@@ -18,16 +19,15 @@ PURE: Final = 0.99
 """The least share of a tone's energy in its peak: the middle kernel of a bank has more, one of random numbers under a half."""
 
 
-def has_long_kernels(layer: Layer) -> bool:
-    """Whether a layer is a convolution of one input channel along one axis, with kernels long enough to tell."""
-    view = layer.view
-    plain = isinstance(view, Window) and not view.transposed and max(view.kernel) == layer.cols
-    return plain and layer.channels == 1 and layer.cols >= LONG
+def is_bank(kernel: Sequence[int], cols: int, read: Callable[[], FloatArray]) -> bool:
+    """Whether the rows of a convolution's weight are windowed tones, of one channel along one axis.
 
-
-def are_tones(weight: FloatArray) -> bool:
-    """Whether the rows of float64[rows, cols] are windowed tones."""
-    return float(np.median(_peak_share(weight))) > PURE
+    Args:
+        kernel: the window's sizes.
+        cols: numbers in a row, all channels of it.
+        read: gives the weight float64[rows, cols]; not asked where the sizes tell.
+    """
+    return max(kernel) == cols >= LONG and float(np.median(_peak_share(read()))) > PURE
 
 
 def _peak_share(kernels: FloatArray) -> FloatArray:

@@ -116,6 +116,9 @@ def _layer(scope: Graph, node: NodeProto) -> tuple[int, Array, NodeProto | None]
     if operator is None or constant is None or not node.output[0]:
         return None
     slot, weight = constant
+    slot_of_bias = operator.bias_slot
+    if slot_of_bias is not None and any(scope.constant(name) is None for name in node.input[slot_of_bias:] if name):
+        return None  # what computes the bias stays in the branch
     activation = next((s for s in operator.weight_slots if s != slot), 0)
     if scope.constant(node.input[activation]) is not None:
         return None

@@ -52,10 +52,14 @@ def number(node: NodeProto, name: str, default: float) -> float:
 def subgraphs(node: NodeProto) -> Iterator[GraphProto]:
     """The graphs a control-flow node holds."""
     for item in node.attribute:
-        if item.type == AttributeProto.GRAPH:
-            yield item.g
-        elif item.type == AttributeProto.GRAPHS:
-            yield from item.graphs
+        yield from graphs_in(item)
+
+
+def graphs_in(item: AttributeProto) -> Iterable[GraphProto]:
+    """The graphs an attribute holds."""
+    if item.type == AttributeProto.GRAPH:
+        return (item.g,)
+    return item.graphs if item.type == AttributeProto.GRAPHS else ()
 
 
 def captured(graph: GraphProto) -> set[str]:
@@ -273,8 +277,9 @@ class Graph:
         return self._constant_names
 
     def fresh(self, base: str) -> str:
-        """A tensor name that is not in use."""
-        used = {*all_defined(self.model.graph), *self.tensors}
+        """A name that neither a tensor nor a node has."""
+        nodes = (node.name for node in with_bodies(self.model.graph.node))
+        used = {*all_defined(self.model.graph), *self.tensors, *nodes}
         name, number = base, 1
         while name in used:
             number += 1

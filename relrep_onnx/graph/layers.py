@@ -11,17 +11,18 @@ import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
 from relrep_onnx.graph.branches import with_shortcut
-from relrep_onnx.graph.filters import are_tones, has_long_kernels
+from relrep_onnx.graph.filters import is_bank
 from relrep_onnx.graph.index import PASS_THROUGH, Constant, Graph, display_name, is_standard, number, subgraphs, with_bodies
 from relrep_onnx.graph.operators import OPERATORS, Form, NotPrunable
 from relrep_onnx.graph.stages import levels
-from relrep_onnx.types import EXTREME, ConfigError, FloatArray, Layer, Selection, Skipped, Use
+from relrep_onnx.types import EXTREME, ConfigError, FloatArray, Layer, Selection, Skipped, Use, Window
 
 # Older ONNX, such as 1.17, reads bfloat16 as numpy's float32, which would be written back as another type.
 _BFLOAT16 = np.dtype(helper.tensor_dtype_to_np_dtype(TensorProto.BFLOAT16)).itemsize == 2
 INTEGERS = (TensorProto.INT8, TensorProto.UINT8)
 BROADCASTING_ADD = 7
 """The operator set since which Add broadcasts without being told how."""
+FILTERS = "a bank of fixed filters (windowed tones), not learned"
 QUANTIZED = "prune the float model and export it as int8 instead"
 BODIES = {"If": "whose branches cannot be taken apart", "": "which feeds itself from one iteration to the next"}
 """Why a weight stays in a body that `flatten` left as it is: of `If`, and of other operators."""
@@ -65,8 +66,7 @@ def find_layers(
         problem = _sharing_problem(graph, root, users)
         layer = _layer(graph, root, users, {layer.name for layer in layers}) if problem is None else None
         if layer is not None:
-            bank = has_long_kernels(layer) and are_tones(read_weight(graph, layer))
-            problem = "a bank of fixed filters (windowed tones), not learned" if bank else refuse(layer)
+            problem = FILTERS if _holds_filters(graph, layer) else refuse(layer)
         if layer is not None and problem is None:
             layers.append(layer)
         else:
@@ -101,6 +101,13 @@ def _weights(graph: Graph, selection: Selection) -> tuple[dict[str, list[_Found]
         except NotPrunable as reason:
             skipped.append(Skipped(display_name(node), node.op_type, str(reason)))
     return found, skipped
+
+
+def _holds_filters(graph: Graph, layer: Layer) -> bool:
+    """Whether a layer is a fixed filter bank."""
+    if layer.op != "Conv" or not isinstance(layer.view, Window):
+        return False
+    return is_bank(layer.view.kernel, layer.cols, lambda: read_weight(graph, layer))
 
 
 def read_weight(graph: Graph, layer: Layer) -> FloatArray:

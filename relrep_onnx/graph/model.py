@@ -1,7 +1,7 @@
 """Reading a model and writing one, whole or not at all.
 
-External data keeps its layout: tensors that were external stay so, one data file per original one.  A data file's name holds a
-hash of its content, so the model that is replaced stays whole until the new one is moved into its place, last.
+External data keeps its layout: initializers that were external stay so, one data file per original one.  A data file's name holds
+a hash of its content, so the model that is replaced stays whole until the new one is moved into its place, last.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 from google.protobuf.message import DecodeError, EncodeError
 from onnx import ModelProto, TensorProto
 
-from relrep_onnx.graph.external import location_of, read_external, stored_tensors
+from relrep_onnx.graph.external import initializers, location_of, read_external, stored_tensors
 from relrep_onnx.graph.sound import make_sound
 from relrep_onnx.graph.storage import is_large, without_data
 from relrep_onnx.graph.tensors import content, refer, whole
@@ -128,7 +128,7 @@ class Staged:
     def _write_external(self, model: ModelProto, copy: ModelProto, external: Mapping[str, str]) -> None:
         """Writes the data of `model` and lets the tensors of `copy`, where they are still empty, refer to them."""
         files: dict[str, list[tuple[TensorProto, TensorProto]]] = {}
-        for tensor, reference in zip(stored_tensors(model), stored_tensors(copy), strict=True):
+        for tensor, reference in zip(initializers(model), initializers(copy), strict=True):
             if tensor.name in external:
                 files.setdefault(external[tensor.name], []).append((tensor, reference))
         for number, tensors in enumerate(files.values()):

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from typing import Final
 
 import onnx
 from google.protobuf.message import EncodeError
-from onnx import ModelProto, ValueInfoProto
+from onnx import ModelProto, TensorShapeProto, ValueInfoProto
 
 from relrep_onnx.types import ConfigError
+
+LARGEST: Final = 2**31 - 1
+"""What an axis may have, so that shape inference can still count in 64 bits."""
 
 
 def activation_shapes(
@@ -23,17 +27,22 @@ def activation_shapes(
         fallback: another inference, asked when the standard one leaves nodes without shapes.
 
     Raises:
-        ConfigError: a shape for an input that does not exist or has another rank.
+        ConfigError: a shape for an input that does not exist or has another rank, or one that no tensor has.
     """
     copy = deepcopy(model)
     inputs = {value.name: value for value in copy.graph.input}
     for name, shape in fixed.items():
         if name not in inputs:
             raise ConfigError(f"--input-shape: no input is called {name!r}; inputs: {', '.join(map(repr, inputs))}")
-        if len(inputs[name].type.tensor_type.shape.dim) != len(shape):
-            raise ConfigError(
-                f"--input-shape: {name!r} has rank {len(inputs[name].type.tensor_type.shape.dim)}, not {len(shape)}"
-            )
+        if not inputs[name].type.HasField("tensor_type"):
+            raise ConfigError(f"--input-shape: {name!r} is no tensor; leave it out")
+        own = inputs[name].type.tensor_type
+        if not own.HasField("shape"):  # of any rank
+            own.shape.dim.extend(TensorShapeProto.Dimension() for _ in shape)
+        if len(own.shape.dim) != len(shape):
+            raise ConfigError(f"--input-shape: {name!r} has rank {len(own.shape.dim)}, not {len(shape)}")
+        if not all(0 < size <= LARGEST for size in shape):
+            raise ConfigError(f"--input-shape: {name!r} cannot have the shape {list(shape)}; give numbers of at least 1")
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):

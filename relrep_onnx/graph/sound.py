@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import Counter, deque
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from typing import Final
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto, defs, numpy_helper
@@ -37,6 +39,10 @@ _BITS = {
 _FIELDS = {"FLOAT": "float_data", "COMPLEX64": "float_data", "DOUBLE": "double_data", "COMPLEX128": "double_data",
            "INT64": "int64_data", "UINT32": "uint64_data", "UINT64": "uint64_data", "STRING": "string_data"}  # fmt: skip
 """Where elements lie that are not in `raw_data`; all others in `int32_data`."""
+_DEEPEST: Final = 100
+"""Calls of model-local functions inside one another, as in ONNX itself, which older versions followed until the stack ended."""
+_LARGEST: Final = 1_000_000
+"""Nodes of a model with its functions in the place of their calls; a few functions could make any number."""
 _TYPES = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDEFINED}
 
 
@@ -53,6 +59,7 @@ def make_sound(model: ModelProto) -> tuple[str, ...]:
         _check_tensor(tensor)
     for node in _nodes(model):
         _check_node(node)
+    _check_calls(model)
     opset = max((entry.version for entry in model.opset_import if entry.domain in STANDARD_DOMAINS), default=1)
     for node in with_bodies(model.graph.node):
         _check_inputs(node, min(max(opset, 1), defs.onnx_opset_version()))
@@ -119,6 +126,26 @@ def _check_inputs(node: NodeProto, opset: int) -> None:
         if len(node.input) < least:
             what = f"the node {display_name(node)!r} ({node.op_type}) has {len(node.input)} inputs"
             raise ModelError(f"{what}, and its operator needs {least}; export the model anew")
+
+
+def _check_calls(model: ModelProto) -> None:
+    """Refuses functions that call themselves, or that stand for more nodes than could be looked at."""
+    calls = {
+        (f.domain, f.name, f.overload): [(n.domain, n.op_type, n.overload) for n in with_bodies(f.node)] for f in model.functions
+    }
+    depth, size = dict.fromkeys(calls, 0), dict.fromkeys(calls, 0)
+    try:
+        for function in TopologicalSorter(calls).static_order():
+            nodes = calls.get(function, [])
+            depth[function] = 1 + max((depth[callee] for callee in nodes), default=-1)
+            size[function] = max(1, sum(size[callee] for callee in nodes))
+    except CycleError as error:
+        raise ModelError(f"the model-local function {error.args[1][0][1]!r} calls itself; export the model anew") from error
+    deepest = max(depth.values(), default=0)
+    total = sum(size.get((n.domain, n.op_type, n.overload), 1) for n in with_bodies(model.graph.node)) if calls else 0
+    if deepest > _DEEPEST or total > _LARGEST:
+        what = f"call each other {deepest} deep and make {total} nodes; {_DEEPEST} and {_LARGEST} are the most"
+        raise ModelError(f"the model-local functions {what}; export the model anew")
 
 
 def _densify(graph: GraphProto) -> Iterator[str]:

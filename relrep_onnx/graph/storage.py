@@ -6,14 +6,14 @@ import math
 from collections.abc import Collection
 
 from google.protobuf.message import Message
-from onnx import ModelProto, helper, shape_inference, version_converter
+from onnx import ModelProto, helper, inliner, shape_inference, version_converter
 
 from relrep_onnx.graph.external import MESSAGE
 from relrep_onnx.graph.index import STANDARD_DOMAINS, Graph, refill
 from relrep_onnx.graph.tensors import forget_file, is_outside, whole
 from relrep_onnx.types import ModelError
 
-_LEAST_IR = {11: 6, 17: 8, 20: 9}
+_LEAST_IR = {11: 6, 12: 7, 17: 8, 20: 9}
 """The IR version that came with an operator set; older readers refuse the pair."""
 
 
@@ -74,7 +74,10 @@ def detach(model: ModelProto, names: Collection[str]) -> None:
 
 
 def raise_opset(model: ModelProto, least: int) -> ModelProto:
-    """The model itself, or a copy at the operator set `least` where it is older, with all names and metadata kept.
+    """The model itself, or a copy at the operator set `least` where it is older.
+
+    Names and what the model and its graph say about themselves are kept, and model-local functions become nodes.  What single
+    nodes, tensors and types say beyond their names gets lost, and so does a description of the training.
 
     Raises:
         ModelError: ONNX cannot convert it.
@@ -83,15 +86,25 @@ def raise_opset(model: ModelProto, least: int) -> ModelProto:
     if before >= least:
         return model
     try:
-        raised: ModelProto = version_converter.convert_version(model, least)
+        raised: ModelProto = version_converter.convert_version(_inlined(model), least)
     except (LookupError, RuntimeError, ValueError, version_converter.ConvertError, shape_inference.InferenceError) as error:
         raise ModelError(
             f"the model has operator set {before}, {least} is needed, and ONNX cannot convert it "
             f"({str(error).splitlines()[0]}); export it anew with a newer operator set"
         ) from error
     # The converter knows the standard set only, and does not carry everything over.
+    refill(raised.graph.metadata_props, model.graph.metadata_props)
+    refill(raised.graph.quantization_annotation, model.graph.quantization_annotation)
     known = {entry.domain for entry in raised.opset_import} | set(STANDARD_DOMAINS)
     raised.opset_import.extend(entry for entry in model.opset_import if entry.domain not in known)
     raised.ir_version = max(model.ir_version, _LEAST_IR[least])
     refill(raised.metadata_props, model.metadata_props)
     return raised
+
+
+def _inlined(model: ModelProto) -> ModelProto:
+    """The model with its local functions, which the converter would drop, as nodes; they may be of another operator set."""
+    if not model.functions:
+        return model
+    typed = shape_inference.infer_shapes(model)  # without types, functions cannot be converted
+    return inliner.inline_local_functions(typed, convert_version=True)

@@ -21,8 +21,6 @@ from onnx import AttributeProto, FunctionProto, NodeProto, TensorProto, helper
 from relrep_onnx.types import Array
 
 DOMAIN: Final = "relrep"
-OPSET: Final = 17
-"""The opset that the functions' bodies are written in; the same operators mean the same up to today's."""
 
 Family = Literal["SparseConv", "SparseGemm"]
 Int8Family = Literal["SparseQConv", "SparseQGemm"]
@@ -39,21 +37,20 @@ def encode(weight: Array) -> tuple[Array, Array]:
     positions = np.flatnonzero(flat)
     if positions.size == 0:
         return np.zeros(1, kind), np.zeros(1, np.uint8)
-    gaps = np.diff(positions, prepend=0)
-    bridges = np.maximum(gaps - 1, 0) // WIDEST
-    places = np.arange(positions.size) + np.cumsum(bridges)
-    values = np.zeros(positions.size + int(bridges.sum()), kind)
-    encoded = np.full(values.size, WIDEST, np.uint8)
-    values[places] = flat[positions]
-    encoded[places] = gaps - WIDEST * bridges
-    return values, encoded
+    gaps, at = gaps_of(positions)
+    values = np.zeros(gaps.size, kind)
+    values[at] = flat[positions]
+    return values, gaps
 
 
-def decode(values: Array, gaps: Array, shape: tuple[int, ...]) -> Array:
-    """The inverse of `encode`: the values' type, the given shape."""
-    flat = np.zeros(int(np.prod(shape)), values.dtype)
-    flat[np.cumsum(gaps.astype(np.int64))] = values
-    return flat.reshape(shape)
+def gaps_of(positions: Array) -> tuple[Array, Array]:
+    """Rising positions as gaps uint8[n], and which of these are theirs: the others, all 255, bridge longer gaps."""
+    steps = np.diff(positions, prepend=0)
+    bridges = np.maximum(steps - 1, 0) // WIDEST
+    at = np.cumsum(bridges + 1) - 1
+    gaps = np.full(int((bridges + 1).sum()), WIDEST, np.uint8)
+    gaps[at] = steps - WIDEST * bridges
+    return gaps, at
 
 
 def operator_name(family: Family, *, adds: bool, activation: Activation) -> str:
