@@ -15,19 +15,11 @@ from google.protobuf.message import EncodeError
 
 import relrep_onnx
 from relrep_onnx.commands import COMMANDS
-from relrep_onnx.commands.common import COMMAND_LINE
-from relrep_onnx.escape import clean
+from relrep_onnx.commands.common import COMMAND_LINE, failure
 from relrep_onnx.types import ConfigError, RelRepError, VerificationError
 
 CODES: Final[Mapping[type[RelRepError], int]] = {ConfigError: 2, VerificationError: 3}
 """Of the package's errors; all others are 1."""
-
-
-def failure(message: str, code: int = 1) -> click.ClickException:
-    """An error that ends a command with an exit code."""
-    error = click.ClickException(clean(message))
-    error.exit_code = code  # type: ignore[misc]  # click says it is the class's, and reads the instance's
-    return error
 
 
 @contextmanager
@@ -83,7 +75,8 @@ class Commands(click.Group):
 def main() -> None:
     """Prune an exported ONNX model with a few hundred unlabelled samples, and repair what pruning breaks.
 
-    Exit codes: 0 ok, 1 error, 2 usage, 3 a gate was not met (nothing is written then), 130 and 143 ended by Ctrl-C or SIGTERM.
+    Exit codes: 0 ok, 1 error, 2 usage, 3 a gate was not met (nothing is written then), 130 and 143 ended by Ctrl-C or SIGTERM
+    (nothing is written either, but for what Ctrl-C in refinement keeps: the best state so far).
     """
 
 

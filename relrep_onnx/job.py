@@ -193,6 +193,14 @@ def unreached(layer: Layer, closed: Mapping[str, str]) -> str | None:
     return f"inside {branches[0]}, which no calibration sample takes; give samples that do" if all(branches) else None
 
 
+def check_named(job: Job) -> None:
+    """Raises `ConfigError` where a layer that stays as it is was given a sparsity of its own."""
+    pruned = {layer.name for layer in job.layers}
+    for left in job.skipped:
+        if left.node in job.config.layer_sparsity and left.node not in pruned:
+            raise ConfigError(f"layer {left.node!r} cannot have a sparsity of its own; it stays as it is: {left.reason}")
+
+
 def check_methods(config: Config) -> None:
     """Raises `ConfigError` where no allocator or repair has the name the configuration gives."""
     for name, known in (("allocate", (AUTO, *ALLOCATORS)), ("repair", tuple(REPAIRS))):

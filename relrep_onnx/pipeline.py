@@ -18,7 +18,7 @@ from relrep_onnx.data import split_holdout
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.export import Exported, deliver
 from relrep_onnx.exporting import check_places, meet_gates, order_of, places_of
-from relrep_onnx.job import open_session, prepare, quiet
+from relrep_onnx.job import check_named, open_session, prepare, quiet
 from relrep_onnx.results import Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
 from relrep_onnx.screen import samples_for
@@ -92,6 +92,7 @@ def optimize(
     gates = config.as_gates()
     metric = load_metric(config.eval) if config.eval else None
     job = prepare(model, calib, config, holdout, progress, resume)
+    check_named(job)
     gates.check_resolution(len(job.verification))
     if config.max_drop is not None:
         Limit.parse(config.max_drop).check_resolution(len(job.decision))
@@ -102,6 +103,12 @@ def optimize(
         chosen = plan(job, candidates(job, scored), targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
+    if all(chosen.zeros[name] <= there for name, there in job.zeros.items()):
+        share = sum(job.zeros.values()) / sum(layer.size for layer in job.layers)
+        unusual.append(
+            f"{share:.1%} of the prunable weights were zero already, and a sparsity of {chosen.sparsity:.1%} takes no more: "
+            "nothing was pruned"
+        )
     sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
     zeros = graphs.count_zeros(graphs.Graph(sparse), job.layers)
     sparse = graphs.unflatten(job.flat, sparse)

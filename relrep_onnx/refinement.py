@@ -190,7 +190,7 @@ class Loop:
     def note(self) -> str:
         """How it goes, for whoever watches."""
         last = self.history[-1]
-        return f"loss {last.loss:.4g}, held-out error {last.error:.4g}, best {self.best.error:.4g}"
+        return f"loss {last.loss:.4g}, " * (last.number > 0) + f"held-out error {last.error:.4g}, best {self.best.error:.4g}"
 
     def state(self) -> dict[str, Array]:
         """Everything that a resumed run needs, as arrays."""
@@ -270,7 +270,7 @@ def refine(
                 recipe.finished.put(recipe.key, {**run.state(), "chosen": chosen})
     except KeyboardInterrupt:
         interrupted = True
-    progress("refine", recipe.epochs, recipe.epochs)
+    progress("refine", len(run.history) - 1, recipe.epochs)
     best = dict(zip(values, (view.copy() for view in buffers.views(run.best_values).values()), strict=True))
     account = Refinement(
         epochs=recipe.epochs,

@@ -21,6 +21,7 @@ from relrep_onnx import graph as graphs
 from relrep_onnx.benchmark import Plan, Setting
 from relrep_onnx.config import Config
 from relrep_onnx.export import Exported
+from relrep_onnx.inspection import Inspection
 from relrep_onnx.runtime import VERSION as ORT_VERSION
 from relrep_onnx.types import Layer, ScoreCurve, Skipped
 from relrep_onnx.verify import Fidelity, gzip_size
@@ -179,8 +180,8 @@ class Result(Analysis):
 
     @property
     def macs_sparsity(self) -> float:
-        """Removed multiply-accumulates of the prunable layers, as a fraction."""
-        return 1 - self.after.macs / self.before.macs if self.before.macs else 0.0
+        """Multiply-accumulates of the prunable layers that zeros take, those from before included, as a fraction."""
+        return 1 - self.after.macs / max(1, sum(r.macs for r in self.layers))
 
 
 @dataclass(frozen=True, eq=False)
@@ -317,7 +318,7 @@ class Exports:
     exports: tuple[Exported, ...]
 
 
-Reportable = Analysis | Result | Refined | BenchmarkResult | Fidelity | Exports | Sweep
+Reportable = Analysis | Result | Refined | BenchmarkResult | Fidelity | Exports | Sweep | Inspection
 """What can be written as JSON."""
 
 

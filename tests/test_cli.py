@@ -22,6 +22,7 @@ from relrep_onnx import kernels
 from relrep_onnx.cli import main
 from relrep_onnx.config import Config
 from relrep_onnx.graph import Graph, find_layers
+from relrep_onnx.report.schema import schema
 from relrep_onnx.runtime import symbolic_shapes
 from relrep_onnx.types import Selection
 from tests.test_pipeline import FASHION, SAMPLES, inputs, small_net
@@ -446,9 +447,35 @@ def test_inspect_counts_macs(place: Path) -> None:
     assert f"{16 * 16 * 9 * 36:,}" in result.output
 
 
+def test_inspect_as_json(place: Path, tmp_path: Path) -> None:
+    jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
+    result = run("inspect", place / "net.onnx", "--json", tmp_path / "i.json")
+    assert result.exit_code == 0, result.output
+    told = json.loads((tmp_path / "i.json").read_text())
+    jsonschema.validate(told, schema())
+    first = told["layers"][0]
+    assert (first["layer"]["name"], first["macs"]) == ("first", 16 * 8 * 9 * 36)
+    refused = run("inspect", place / "net.onnx", "--json", place / "net.onnx")
+    assert (refused.exit_code, "would replace MODEL" in refused.output) == (2, True)
+
+
+def test_compare_writes_a_report(place: Path, tmp_path: Path) -> None:
+    result = run("compare", place / "net.onnx", place / "net.onnx", "--data", place / "ok.npz", "--report", tmp_path / "r.md")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "r.md").read_text().startswith("# net.onnx: compare")
+
+
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "relrep_onnx", "--help"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Commands:" in done.stdout
+    assert "..." not in done.stdout.partition("Commands:")[2], "no description is cut"
+
+
 def test_inspect_asks_the_mobile_checker(place: Path) -> None:
     result = run("inspect", place / "net.onnx", "--mobile")
     assert result.exit_code == 0, result.output
+    assert "\\x" not in result.output
     assert "NNAPI or CoreML" in result.output
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +75,55 @@ def test_signals_end_a_run_cleanly(place: Path, name: str, code: int, says: str)
     assert done.stderr.splitlines()[-1].startswith(f"Error: {says}")
     assert "Traceback" not in done.stderr
     assert_as_before(place)
+
+
+REFINED = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from relrep_onnx import refinement
+from relrep_onnx.cli import main
+whole = refinement.Loop.epoch
+def interrupted_in_the_third(self, total):
+    if len(self.history) == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    whole(self, total)
+refinement.Loop.epoch = interrupted_in_the_third
+main(sys.argv[1:])
+"""
+
+
+def test_ctrl_c_in_refinement_writes_the_best_so_far_and_says_so(place: Path) -> None:
+    arguments = command(place, "--refine", "20", "--augment", "none", "--repair", "none", "--json", str(place / "r.json"))
+    done = subprocess.run([sys.executable, "-c", REFINED, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == f"Error: interrupted; {place / 'out.onnx'} holds the best state so far"
+    assert "refine 0/20, held-out error" in done.stderr
+    assert "refine 20/20" not in done.stderr
+    assert "2 of 20 epochs (interrupted)" in done.stdout
+    onnx.checker.check_model(onnx.load(place / "out.onnx"))
+    assert json.loads((place / "r.json").read_text())["refinement"]["interrupted"]
+    arguments = ["sweep", str(place / "net.onnx"), str(place / "points"), *command(place)[3:], "--sparsity", "0.5,0.6"]
+    (place / "c.json").write_text('{"refine": 20, "augment": "none"}')
+    arguments += ["--config", str(place / "c.json"), "--repair", "none"]
+    done = subprocess.run([sys.executable, "-c", REFINED, *arguments], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (130, "Error: interrupted; unfinished output was discarded")
+
+
+def test_ctrl_c_in_a_sweep_of_processes_is_one_sentence(place: Path) -> None:
+    """A terminal sends it to all: the processes leave it to the one that started them, while they start up too."""
+    folder = place / "points"
+    start = "import signal; signal.signal(2, signal.default_int_handler); from relrep_onnx.cli import main; main()"
+    arguments = ["sweep", str(place / "net.onnx"), str(folder), *command(place)[3:], "--sparsity", "0.5:0.9:0.01", "--jobs", "2"]
+    run = [sys.executable, "-c", start, *arguments]
+    child = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert child.stderr is not None
+    said = [next(line for line in child.stderr if line.startswith("sweep 0/"))]
+    time.sleep(0.3)
+    os.killpg(child.pid, signal.SIGINT)
+    said += child.communicate(timeout=60)[1].splitlines()
+    assert child.returncode == 130
+    assert said[-1] == "Error: interrupted; unfinished output was discarded"
+    assert not [line for line in said if "Traceback" in line or "KeyboardInterrupt" in line]
 
 
 def test_a_signal_handler_is_put_back(place: Path) -> None:

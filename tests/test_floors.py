@@ -31,6 +31,7 @@ FLOORS: Final[dict[str, int]] = {
     "__init__": 12,
     "commands": 13,
     "cli": 14,
+    "__main__": 15,
 }
 """A folder is one room; its own modules must import each other in an order without a circle."""
 

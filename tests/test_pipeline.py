@@ -24,6 +24,7 @@ from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, count_zeros, find_layers, read_weight
 from relrep_onnx.kernels.costs import COSTS, REFERENCE
 from relrep_onnx.repair import REPAIRS
+from relrep_onnx.report.words import verdict
 from relrep_onnx.steps import Scored, latency_of
 from relrep_onnx.types import Array, Selection, Unit
 from samples.metric import top1
@@ -356,6 +357,24 @@ def test_kill_in_the_middle_of_a_save_leaves_a_loadable_file(tmp_path: Path) -> 
     optimize(FASHION, target, SAMPLES / "fashion_calib.npz", FAST)
     assert list(tmp_path.iterdir()) == [target]
     onnxruntime.InferenceSession(target)
+
+
+def test_a_layer_that_stays_has_no_sparsity_of_its_own() -> None:
+    config = dataclasses.replace(SMALL, layer_sparsity={"head": 0.5}, nodes_to_exclude=("head",))
+    with pytest.raises(ConfigError, match="layer 'head' cannot have a sparsity of its own; it stays as it is: excluded by name"):
+        optimize(small_net(), None, inputs(), config)
+
+
+def test_a_model_that_is_sparser_than_asked_is_said_to_be_so() -> None:
+    sparse = optimize(small_net(), None, inputs(), dataclasses.replace(SMALL, sparsity=0.8, allocate="uniform"))
+    again = optimize(sparse.model, None, inputs(), dataclasses.replace(SMALL, sparsity=0.5))
+    zero = f"{sparse.sparsity:.1%} of the prunable weights were zero already"
+    assert f"{zero}, and a sparsity of 50.0% takes no more: nothing was pruned" in again.notes
+    assert not any("nothing was pruned" in note for note in sparse.notes)
+    assert again.macs_sparsity == sparse.macs_sparsity
+    assert f"{sparse.sparsity:.2%} of the prunable weights and {sparse.macs_sparsity:.1%} of their MACs are zero" in verdict(
+        again
+    )
 
 
 def test_zeros_that_were_there_count() -> None:

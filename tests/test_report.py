@@ -29,7 +29,7 @@ from relrep_onnx.report.html import page
 from relrep_onnx.report.markdown import item, markdown
 from relrep_onnx.report.markup import Markup, tag
 from relrep_onnx.report.schema import schema
-from relrep_onnx.results import BenchmarkResult, Finding, ModelFile, Result, Trial, to_json
+from relrep_onnx.results import BenchmarkResult, Figures, Finding, ModelFile, Point, Result, Sweep, Trial, to_json
 from relrep_onnx.types import ConfigError
 from tests.test_pipeline import inputs, small_net
 
@@ -168,6 +168,50 @@ def test_the_terminal_holds_every_table_but_the_details(kind: str, documents: di
             assert any(all(cell in line for cell in cells) for line in lines), cells
     for chart in (p for s in documents[kind].sections for p in s.details if isinstance(p, Chart)):
         assert chart.says not in text
+
+
+def drawn(document: Document, width: int) -> str:
+    """What a terminal of this width shows."""
+    out = Console(file=io.StringIO(), width=width)
+    out.print(report.render(document))
+    return out.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+LONG = "model/batch_normalization_1/FusedBatchNormV3;model/conv2d_1/BiasAdd/ReadVariableOp/resource;model/conv2d_1"
+
+
+@pytest.mark.parametrize("name", ["/stage2/stage2.0/conv1/Conv", LONG])
+def test_layers_can_be_read_at_any_width(name: str, result: Result) -> None:
+    layers = tuple(replace(r, layer=replace(r.layer, name=f"{name}{n}")) for n, r in enumerate(result.layers))
+    document = replace(report.of_result(result), verdict="", sections=section("Layers", parts.layers(layers)))
+    at = {width: drawn(document, width) for width in (80, 200)}
+    for width, text in at.items():
+        lines = text.split("\n")[4:]
+        assert max(map(len, lines)) <= width
+        assert len([line for line in lines if line.startswith(name[:24])]) == len(layers)
+        assert sum(bool(line.strip()) for line in lines) <= 8 + len(layers) * -(-len(LONG) // 32)
+        first = "".join(line.split("  ")[0].strip() for line in lines)
+        assert all(r.layer.name in first for r in layers), "the whole name, folded"
+        assert "RR: Relative Repairability, residual / raw" in " ".join(text.split())
+    assert re.search(r"no room here for op, (weights, )?MACs, SNR dB", " ".join(at[80].split()))
+    assert "no room" not in at[200]
+
+
+def test_tables_of_a_sweep_fit_and_failures_are_sentences(result: Result) -> None:
+    figures = Figures(0.5, 0.5, 100, 100, 0.25, 0.9, None, 602_478, 478_454)
+    good = Point("good", 0.5, "unstructured", "rr-curve", "reconstruct", figures)
+    bad = replace(
+        good, name="bad", figures=None, failure="a sparsity of 0.9 of the weights is not possible; give 0.5 or less " * 2
+    )
+    found = Sweep(result.config, result.provenance, ("error", "size"), (good, bad), None, None)
+    text = drawn(report.of_sweep(found), 80)
+    assert re.search(r"^unstructured +rr-curve +reconstruct +0.5 +0.25 +0.9000 +602478", text, re.MULTILINE)
+    assert "failure" not in text
+    assert f"bad: {bad.failure}".split() == text[text.index("bad: ") :].split()[: len(f"bad: {bad.failure}".split())]
+
+
+def test_every_profile_says_whose_it_is(documents: dict[str, Document]) -> None:
+    assert f"Time of every node, {clean(Path(EVIL).name)}, 1 thread, batch 1" in drawn(documents["benchmark"], 600)
 
 
 def test_a_new_row_is_on_every_face(documents: dict[str, Document]) -> None:
@@ -377,10 +421,10 @@ def test_optimize_writes_every_face(place: Path) -> None:
         (
             "optimize {}/net.onnx {}/o.onnx --calib {}/ok.npz --report {}/s.json --save-config {}/s.json",
             2,
-            "another file of this",
+            "would both write",
         ),
-        ("analyze {}/net.onnx --calib {}/ok.npz --json {}/net.onnx", 2, "another file of this command"),
-        ("benchmark {}/net.onnx {}/net.onnx --json {}/net.onnx", 2, "another file of this command"),
+        ("analyze {}/net.onnx --calib {}/ok.npz --json {}/net.onnx", 2, "would replace MODEL"),
+        ("benchmark {}/net.onnx {}/net.onnx --json {}/net.onnx", 2, "would replace DENSE SPARSE"),
         ("optimize {}/net.onnx {}/o.onnx --calib {}/ok.npz --report {}/kept.html --max-error 1e-9", 3, "--max-error"),
     ],
 )

@@ -24,7 +24,7 @@ from relrep_onnx.pipeline import analyze as run_analyze
 from relrep_onnx.progress import shown_progress
 
 
-@click.command()
+@click.command(short_help="Measure how much pruning damage repair cannot undo, per layer.")
 @click.argument("model", type=MODEL)
 @CALIBRATE_OPTIONS
 @SELECT_OPTIONS

@@ -18,7 +18,7 @@ from relrep_onnx.runtime import RuntimeOptions
 from relrep_onnx.types import MOST, THREADS
 
 
-@click.command()
+@click.command(short_help="Time models side by side.")
 @click.argument("models", type=MODEL, nargs=-1, required=True, metavar="DENSE SPARSE...")
 @click.option(
     "--batch",

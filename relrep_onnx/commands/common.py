@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from relrep_onnx.commands.options import InputFile, OutputFile
 from relrep_onnx.config import Config, saved_settings
 from relrep_onnx.escape import clean
 from relrep_onnx.files import Named, check_separate, same_file
+from relrep_onnx.results import Refined, Result
 from relrep_onnx.types import ConfigError
 
 COMMAND_LINE: Final = f"{__name__}.command_line"
@@ -85,6 +87,16 @@ def publish(document: report.Document, json_path: Path | None, report_path: Path
         report.console_for().print(report.render(document))
 
 
-def say_written(what: str, seconds: float) -> None:
-    """The last line of a run that wrote something."""
-    report.console_for().print(f"wrote {clean(what)} in {seconds:.1f} s", style="bold", markup=False)
+def say_written(what: str, result: Result | Refined, *, quiet: bool) -> None:
+    """The last line of a run that wrote something; one that was interrupted ends as such."""
+    if not quiet:
+        report.console_for().print(f"wrote {clean(what)} in {result.seconds:.1f} s", style="bold", markup=False)
+    if result.refinement is not None and result.refinement.interrupted:
+        raise failure(f"interrupted; {what} holds the best state so far", 128 + signal.SIGINT)
+
+
+def failure(message: str, code: int = 1) -> click.ClickException:
+    """An error that ends a command with an exit code."""
+    error = click.ClickException(clean(message))
+    error.exit_code = code  # type: ignore[misc]  # click says it is the class's, and reads the instance's
+    return error

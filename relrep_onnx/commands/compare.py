@@ -16,6 +16,7 @@ from relrep_onnx.commands.options import (
     MODEL,
     QUIET_OPTION,
     RANDOM_OPTIONS,
+    REPORT_OPTION,
     RUN_OPTIONS,
     Real,
     setting,
@@ -25,7 +26,7 @@ from relrep_onnx.pipeline import compare as run_compare
 from relrep_onnx.verify import check_gates
 
 
-@click.command()
+@click.command(short_help="Compare the outputs of two models on the same samples.")
 @click.argument("dense", type=MODEL)
 @click.argument("sparse", type=MODEL)
 @click.option("--data", type=DATA, required=True, metavar="DATA", help="Samples, in every form --calib takes.")
@@ -36,13 +37,16 @@ from relrep_onnx.verify import check_gates
 @setting("--max-error", type=Real(0), help="Gate: largest relative L2 error of an output.")
 @setting("--min-agreement", type=Real(0, 1), help="Gate: least top-1 agreement.")
 @JSON_OPTION
+@REPORT_OPTION
 @QUIET_OPTION
-def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet: bool, **_: Any) -> None:
+def compare(
+    dense: Path, sparse: Path, data: str, json_path: Path | None, report_path: Path | None, quiet: bool, **_: Any
+) -> None:
     """Compare the outputs of SPARSE with those of DENSE on the same samples."""
     check_files()
     config = config_of(None)
     fidelity = run_compare(dense, sparse, data, config)
-    publish(report.of_fidelity(fidelity, sparse.name), json_path, None, quiet=quiet)
+    publish(report.of_fidelity(fidelity, sparse.name), json_path, report_path, quiet=quiet)
     gates = config.as_gates()
     gates.check_resolution(fidelity.samples)
     check_gates(fidelity, None, gates, consequence="")

@@ -32,7 +32,7 @@ from relrep_onnx.progress import shown_progress
 from relrep_onnx.types import ConfigError
 
 
-@click.command()
+@click.command(short_help="Write a model in a form for deployment.")
 @click.argument("model", type=MODEL)
 @OUTPUT_OPTIONS
 @EXPORT_OPTIONS

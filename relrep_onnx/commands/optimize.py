@@ -39,7 +39,7 @@ from relrep_onnx.progress import shown_progress
 from relrep_onnx.types import ConfigError, Unit
 
 
-@click.command()
+@click.command(short_help="Prune a model, repair it, verify it, and write it.")
 @click.argument("model", type=MODEL)
 @OUTPUT_OPTIONS
 @click.option("--in-place", is_flag=True, help="Replace the input file.")
@@ -140,5 +140,4 @@ def optimize(
             progress=progress,
         )
     publish(report.of_result(result, command_line()), json_path, report_path, quiet=quiet)
-    if not quiet:
-        say_written(", ".join(e.output for e in result.exports) or str(target), result.seconds)
+    say_written(", ".join(e.output for e in result.exports) or str(target), result, quiet=quiet)

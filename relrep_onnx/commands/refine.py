@@ -27,7 +27,7 @@ from relrep_onnx.progress import shown_progress
 from relrep_onnx.types import MOST, ConfigError
 
 
-@click.command()
+@click.command(short_help="Move all survivors of a sparse model together.")
 @click.argument("dense", type=MODEL)
 @click.argument("sparse", type=MODEL)
 @click.argument("output", type=click.Path(dir_okay=False, path_type=Path), required=False)
@@ -57,7 +57,8 @@ def refine(
 ) -> None:
     """Move all survivors of SPARSE together until it behaves like DENSE.
 
-    Zeros stay zeros.  Held-out samples decide which state goes to OUTPUT; where none is better, that is SPARSE itself.
+    Zeros stay zeros.  Held-out samples decide which state goes to OUTPUT; where none is better, that is SPARSE itself.  Ctrl-C
+    writes the best state so far, and ends with the exit code 130.
     """
     replaced = sparse if in_place else None
     target = target_of(output, replaced=replaced)
@@ -78,5 +79,4 @@ def refine(
             progress=progress,
         )
     publish(report.of_refined(result, command_line()), json_path, report_path, quiet=quiet)
-    if not quiet:
-        say_written(str(target), result.seconds)
+    say_written(str(target), result, quiet=quiet)

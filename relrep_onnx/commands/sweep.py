@@ -34,7 +34,7 @@ class Names(Forms):
     name = "A,B"
 
 
-@click.command()
+@click.command(short_help="Run optimize at every combination of settings.")
 @click.argument("model", type=MODEL)
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path), metavar="[OUT_FOLDER]", required=False)
 @CALIBRATE_OPTIONS

@@ -93,11 +93,7 @@ def of_benchmark(result: BenchmarkResult, command: str | None = None) -> Documen
         **{f"{Path(model.path).name}, hash": model.sha256 for model in result.models},
         **result.versions,
     }
-    profiles = [
-        parts.profile(f"{Path(model).name}, {words.conditions(s)}", nodes)
-        for s in settings
-        for model, nodes in s.profiles.items()
-    ]
+    profiles = [(f"{Path(model).name}, {words.conditions(s)}", nodes) for s in settings for model, nodes in s.profiles.items()]
     return Document(
         kind="benchmark",
         subject=Path(result.models[0].path).name,
@@ -105,7 +101,7 @@ def of_benchmark(result: BenchmarkResult, command: str | None = None) -> Documen
         sections=(
             *(part for s in settings for part in section(f"Latency, {words.conditions(s)}", parts.timings(s.timings))),
             *section("Files", parts.files(result.models)),
-            *section("Time of every node", *profiles),
+            *(part for of, nodes in profiles for part in section(f"Time of every node, {of}", parts.profile(of, nodes))),
             *section("How to reproduce", _command(command), parts.facts(facts)),
         ),
         data=result,
@@ -119,7 +115,7 @@ def of_sweep(found: Sweep, command: str | None = None) -> Document:
         subject=_short(found.provenance),
         verdict=words.swept(found),
         sections=(
-            *section("Points", swept.points(found), details=[swept.error_against_cost(found)]),
+            *section("Points", swept.points(found), swept.failures(found), details=[swept.error_against_cost(found)]),
             *_reproduction(found.provenance, found.config, command),
         ),
         data=found,

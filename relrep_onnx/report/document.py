@@ -26,11 +26,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table; `meaning` explains its title to a newcomer."""
+    """One column of a table; `meaning` explains its title to a newcomer.
+
+    A terminal too narrow for the table leaves out columns that are `spare`, those with the largest number first; 0 always stays.
+    """
 
     title: str
     number: bool = False
     meaning: str = ""
+    spare: int = 0
 
 
 @dataclass(frozen=True)

@@ -125,14 +125,14 @@ def layers(reports: Sequence[LayerReport]) -> Table:
     """Every layer: its density, and what pruning and repair do to its outputs."""
     columns = [
         Column("layer"),
-        Column("op"),
-        Column("weights", number=True),
-        Column("MACs", number=True, meaning="multiply-accumulates per sample, all weights counted"),
+        Column("op", spare=3),
+        Column("weights", number=True, spare=2),
+        Column("MACs", number=True, meaning="multiply-accumulates per sample, all weights counted", spare=4),
         Column("density", number=True, meaning="share of the weights that is not zero"),
-        Column("raw", number=True, meaning="error of the layer's output after pruning, before repair, of the output's variance"),
-        Column("residual", number=True, meaning="what repair leaves of it; the pale bar is raw, the dark bar residual"),
+        Column("raw", number=True, meaning="error of the layer's output after pruning, as a share of its variance", spare=1),
+        Column("residual", number=True, meaning="the same after repair"),
         Column("RR", number=True, meaning="Relative Repairability, residual / raw: the part of the damage repair cannot undo"),
-        Column("SNR dB", number=True, meaning="signal-to-noise ratio of the repaired output"),
+        Column("SNR dB", number=True, meaning="signal-to-noise ratio of the repaired output", spare=5),
         Column("damage", number=True, meaning="squared relative error of the model's outputs with this layer alone pruned"),
     ]
     longest = max((raw for r in reports if math.isfinite(raw := _of_signal(r, r.curve.raw_at(r.sparsity)))), default=1.0) or 1.0
@@ -154,7 +154,7 @@ def layers(reports: Sequence[LayerReport]) -> Table:
                 _number(curve.damage, ".2g"),
             )
         )
-    return table("pruned layers, in the order of the network", columns, rows)
+    return table("pruned layers, in the order of the network; pale bars are raw, dark ones residual", columns, rows)
 
 
 def _of_signal(report: LayerReport, distortion: float) -> float:
@@ -297,7 +297,7 @@ def timings(timed: Sequence[Timing]) -> Table:
         Column("model"),
         Column("ms (quartiles)", number=True, meaning="median over the rounds, and its quartiles"),
         Column("faster (quartiles)", number=True, meaning="how many times as fast as the first model, by the median round"),
-        Column("output error", number=True, meaning="relative L2 against the first model's outputs"),
+        Column("output error", number=True, meaning="relative L2 against the first model's outputs, on random inputs"),
     ]
     return table("models side by side, in interleaved runs", columns, rows)
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from onnx import ModelProto
 
+from relrep_onnx.inspection import Inspection
 from relrep_onnx.results import SCHEMA_VERSION, Analysis, BenchmarkResult, Exports, LayerReport, Refined, Result, Sweep
 from relrep_onnx.types import ScoreCurve
 from relrep_onnx.verify import Fidelity
@@ -31,7 +32,7 @@ DERIVED: Final[Mapping[type, Mapping[str, Json]]] = {
 }
 """What `to_json` adds to the fields."""
 
-KINDS: Final = (Result, Analysis, Refined, BenchmarkResult, Fidelity, Exports, Sweep)
+KINDS: Final = (Result, Analysis, Refined, BenchmarkResult, Fidelity, Exports, Sweep, Inspection)
 SIMPLE: Final[Mapping[Any, Json]] = {
     str: {"type": "string"},
     bool: {"type": "boolean"},

@@ -6,11 +6,12 @@ An engine is a function of tasks that yields each with its outcome, in whatever 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Final
@@ -39,7 +40,7 @@ def processes(jobs: int) -> Engine:
                 while waiting and len(running) < jobs:
                     receiver, sender = context.Pipe(duplex=False)
                     process: BaseProcess = context.Process(target=_serve, args=(sender, waiting[0]), daemon=True)
-                    with _cores_shared(jobs):
+                    with _cores_shared(jobs), _interrupts_ours():
                         process.start()
                     sender.close()
                     running[receiver] = process, waiting.popleft()
@@ -77,6 +78,17 @@ def _outcome(receiver: Connection, process: BaseProcess) -> Outcome:
     code = process.exitcode
     how = f"was killed by signal {-code}" if code is not None and code < 0 else f"ended with exit code {code}"
     return f"its process {how}; if memory ran out, give fewer --jobs or a smaller --max-memory"
+
+
+@contextmanager
+def _interrupts_ours() -> Iterator[None]:
+    """New processes never see Ctrl-C, which a terminal sends to all: the one that started them ends them."""
+    resource_tracker.ensure_running()  # else the first process starts it, which lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -63,6 +63,8 @@ def _measured(task: Task, output: Path) -> Figures:
     result = optimize(
         task.model, output, task.calib, task.config, holdout=task.holdout, cache_dir=task.statistics, progress=quiet
     )
+    if result.refinement is not None and result.refinement.interrupted:
+        raise KeyboardInterrupt  # half a refinement is no point
     fidelity, metric = _shipped(task, result, output)
     if not math.isfinite(fidelity.relative_l2):
         raise ModelError("its outputs are not finite, or the dense ones are all zero")
