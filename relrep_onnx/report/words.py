@@ -115,9 +115,8 @@ def speed_verdict(setting: Setting) -> str:
 
 def gain(runtime: Runtime, pattern: str, layers: int) -> str:
     """What a runtime gains from zeros in a pattern, in so many layers."""
-    wanted = runtime.settings.get("pattern", pattern)
-    if wanted != pattern:
-        return f"nothing from {pattern}; with --pattern {wanted}: {runtime.pays}"
+    if runtime.only not in (None, pattern):
+        return f"nothing from {pattern}; with --pattern {runtime.only}: {runtime.pays}"
     return runtime.pays if layers else f"nothing from these layers; elsewhere: {runtime.pays}"
 
 
