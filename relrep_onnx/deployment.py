@@ -47,7 +47,7 @@ class Runtime:
 RUNTIMES: Final[Mapping[str, Runtime]] = {
     "ort": Runtime("zeros make the file smaller, not faster: ONNX Runtime unpacks them while loading", {"forms": ("compact",)}),
     "ort-kernels": Runtime(
-        "layers beyond some 60 % zeros may run faster where the session loads the sparse kernels; the export counts those that do",
+        "layers beyond 60 % zeros may run faster where the session loads the sparse kernels; the export counts those that do",
         {"pattern": "unstructured", "budget": "macs", "forms": ("sparse-ort",)},
         least=0.6,
     ),

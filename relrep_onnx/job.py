@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.allocate import ALLOCATORS, AUTO
+from relrep_onnx.augment import AUTO as AUTOMATIC
 from relrep_onnx.cache import Cache
 from relrep_onnx.calibrate import Feeding, WalkSettings, default_memory
 from relrep_onnx.config import Config
@@ -24,7 +25,7 @@ from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Provenance, versions
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.screen import naming_samples, samples_for
-from relrep_onnx.types import Array, ConfigError, Feeds, Layer, ModelError, Progress, Skipped
+from relrep_onnx.types import Array, CalibrationError, ConfigError, Feeds, Layer, ModelError, Progress, Skipped
 
 SHOWN: Final = 5
 """Of the bad samples; the result names all."""
@@ -142,7 +143,12 @@ def prepare(
         calibration, decision, verification = split_holdout(samples)
     else:
         kept_out = samples_for(session, holdout, config)
+        if kept_out.fingerprint() == samples.fingerprint():
+            raise ConfigError("--holdout gives the samples of --calib again; give others, or leave it out")
         calibration, (decision, verification) = samples, halves(kept_out)
+    for given in {id(given): given for given in (samples, kept_out)}.values():
+        if given.constant:
+            raise CalibrationError(f"{given.source}: all {len(given)} samples are the same; give different ones")
     if flat.gates:
         with naming_samples(session, (calibration,), config.batch_size):
             closed = closed_gates(flat, calibration.batches(config.batch_size), config.as_runtime())
@@ -194,7 +200,9 @@ def unreached(layer: Layer, closed: Mapping[str, str]) -> str | None:
 
 
 def check_methods(config: Config) -> None:
-    """Raises `ConfigError` where no allocator or repair has the name the configuration gives."""
+    """Raises `ConfigError` where no allocator or repair has the name the configuration gives, or nothing is augmented."""
+    if config.augment != AUTOMATIC and not config.refine:
+        raise ConfigError(f"--augment {config.augment} cannot apply without --refine; give both, or neither")
     for name, known in (("allocate", (AUTO, *ALLOCATORS)), ("repair", tuple(REPAIRS))):
         if getattr(config, name) not in known:
             raise ConfigError(f"{name} is {getattr(config, name)!r}; choose from {', '.join(known)}")

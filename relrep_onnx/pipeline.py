@@ -24,7 +24,7 @@ from relrep_onnx.runtime import Session
 from relrep_onnx.screen import samples_for
 from relrep_onnx.search import plan
 from relrep_onnx.steps import TargetStore, candidates, refined, repair_all, score, write
-from relrep_onnx.types import Progress
+from relrep_onnx.types import ConfigError, Progress
 from relrep_onnx.verify import Fidelity, Limit, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
 
 
@@ -243,6 +243,8 @@ def export_model(
         VerificationError: an export does not do what the model does, or misses a gate; nothing is written then.
         RelRepError: one of its other kinds, with a message for the user.
     """
+    if output is None:
+        raise ConfigError("an export needs an output to write to; give a file, or a folder for several forms")
     config = config or Config()
     places = places_of(model, output, config, {"--calib": calib, "--holdout": holdout})
     loaded = graphs.load(model)

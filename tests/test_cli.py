@@ -55,6 +55,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bad[7, 0, 0, 0] = np.nan
     np.savez(folder / "nan.npz", x=bad)
     np.save(folder / "ok.npy", x)
+    np.save(folder / "same.npy", np.ones_like(x))
     (folder / "cut.npz").write_bytes((folder / "ok.npz").read_bytes()[:900])
     (folder / "text.npz").write_text("not an archive")
     (folder / "text.onnx").write_text("not a model")
@@ -119,14 +120,14 @@ BAD: dict[str, tuple[str, int, str]] = {
     "no calib": ("optimize {}/net.onnx {}/o.onnx", 2, "Missing option '--calib'"),
     "no output": ("optimize {}/net.onnx --calib {}/ok.npz", 2, "give an OUTPUT file"),
     "no such pattern": ("OPT --pattern 4:2", 2, "the pattern is '4:2'; give unstructured, N:M with N < M <= 32"),
-    "pattern allows less": ("OPT --pattern 2:4 --sparsity 0.7", 1, "these layer bounds and this pattern: they allow 0 to 0.5"),
+    "pattern allows less": ("OPT --pattern 2:4 --sparsity 0.7", 1, "this pattern: they allow 0 to 0.5; give a"),
     "pattern fits nothing": ("OPT --pattern 3:32", 1, "the pattern 3:32 needs 32 input channels; it has 8"),
-    "drop and sparsity": ("OPT --max-drop 0.1 --sparsity 0.5", 2, "max_drop looks for the sparsity itself"),
-    "no such drop": ("OPT --max-drop top5:1%", 2, "max_drop is 'top5:1%'; give a relative L2 error such as 0.1"),
-    "drop without metric": ("OPT --max-drop eval:0.1", 2, "needs eval, the metric it is about"),
+    "drop and sparsity": ("OPT --max-drop 0.1 --sparsity 0.5", 2, "--max-drop looks for the sparsity itself; leave --sp"),
+    "no such drop": ("OPT --max-drop top5:1%", 2, "--max-drop is 'top5:1%'; give a relative L2 error such as 0.1"),
+    "drop without metric": ("OPT --max-drop eval:0.1", 2, "needs --eval, the metric it is about"),
     "drop too small": ("OPT --max-drop 1e-9 --allocate uniform", 1, "no sparsity stays under --max-drop 1e-9"),
     "drop too fine": ("OPT --max-drop top1:0.1%", 2, "deciding samples resolve"),
-    "no such augmentation": ("OPT --refine 1 --augment cutout", 2, "augment is 'cutout'; give 'auto', 'none', or some of crop"),
+    "no such augmentation": ("OPT --refine 1 --augment cutout", 2, "--augment is 'cutout'; give 'auto', 'none', or some of crop"),
     "resume from a file": ("OPT --resume {}/text.npz", 2, "is a file"),
     "refine another model": ("refine {}/net.onnx {}/tokens.onnx {}/o.onnx --calib {}/ok.npz", 1, "different inputs or outputs"),
     "refine in place of itself": ("refine {}/net.onnx {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "is the input"),
@@ -160,6 +161,14 @@ BAD: dict[str, tuple[str, int, str]] = {
     "shape without numbers": ("inspect {}/net.onnx --input-shape x:a,b", 2, "not a list of numbers"),
     "shape without name": ("inspect {}/net.onnx --input-shape 1,2", 2, "NAME:1,3,224,224"),
     "sparsity over one": ("OPT --sparsity 1.5", 2, "0<=x<=1"),
+    "sparsity in percent": ("OPT --sparsity 95", 2, "for 95 % give 0.95"),
+    "augmentation of nothing": ("OPT --augment crop", 2, "--augment crop cannot apply without --refine"),
+    "layer twice": ("OPT --layer-sparsity first=0.1 --layer-sparsity first=0.2", 2, "--layer-sparsity names 'first' twice"),
+    "holdout is calib": ("OPT --holdout {}/ok.npy", 2, "--holdout gives the samples of --calib again"),
+    "constant samples": ("optimize {}/net.onnx {}/o.onnx --calib {}/same.npy", 1, "all 64 samples are the same"),
+    "constant holdout": ("OPT --holdout {}/same.npy", 1, "all 64 samples are the same"),
+    "size gate": ("OPT --max-bytes 5", 3, "are above --max-bytes 5; nothing was written"),
+    "comparison too fine": ("compare {}/net.onnx {}/net.onnx --data {}/ok.npz --min-agreement 0.9999", 2, "samples (--data), or"),
     "sparsity a word": ("OPT --sparsity most", 2, "not a valid float"),
     "unknown allocator": ("OPT --allocate magic", 2, "rr-curve"),
     "unknown repair": ("OPT --repair magic", 2, "variance"),
@@ -195,7 +204,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "export in no folder": ("export {}/net.onnx {}/none/deep --to onnx,compact", 2, "does not exist"),
     "export off": ("export {}/net.onnx {}/o.onnx --to int8 --calib {}/ok.npz --max-error 1e-9", 3, "moves the outputs by"),
     "export of tokens": ("export {}/tokens.onnx {}/o.onnx --to compact", 1, "--input-shape"),
-    "metric gate without metric": ("OPT --min-metric 0.5", 2, "needs eval"),
+    "metric gate without metric": ("OPT --min-metric 0.5", 2, "--min-metric needs --eval"),
     "metric not importable": ("OPT --eval nothing:here", 2, "cannot import 'nothing'"),
     "metric without colon": ("OPT --eval json", 2, "module:function"),
     "metric missing": ("OPT --eval json:none", 2, "has no 'none'"),

@@ -19,7 +19,18 @@ from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import relrep_onnx.statistics as statistics
-from relrep_onnx import BudgetError, Config, ConfigError, ModelError, VerificationError, analyze, compare, optimize, refine
+from relrep_onnx import (
+    BudgetError,
+    Config,
+    ConfigError,
+    ModelError,
+    VerificationError,
+    analyze,
+    compare,
+    export_model,
+    optimize,
+    refine,
+)
 from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, count_zeros, find_layers, read_weight
 from relrep_onnx.kernels.costs import COSTS, REFERENCE
@@ -404,6 +415,11 @@ def test_compare_agrees_with_numpy() -> None:
 def test_compare_refuses_unrelated_models() -> None:
     with pytest.raises(ModelError, match="different inputs or outputs"):
         compare(FASHION, small_net(), inputs())
+
+
+def test_an_export_to_nowhere() -> None:
+    with pytest.raises(ConfigError, match="an export needs an output"):
+        export_model(small_net(), None)  # type: ignore[arg-type]
 
 
 def test_a_network_with_nothing_to_prune_says_why() -> None:

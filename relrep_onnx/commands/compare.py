@@ -44,5 +44,5 @@ def compare(dense: Path, sparse: Path, data: str, json_path: Path | None, quiet:
     fidelity = run_compare(dense, sparse, data, config)
     publish(report.of_fidelity(fidelity, sparse.name), json_path, None, quiet=quiet)
     gates = config.as_gates()
-    gates.check_resolution(fidelity.samples)
+    gates.check_resolution(fidelity.samples, "--data")
     check_gates(fidelity, None, gates, consequence="")
