@@ -29,6 +29,8 @@ from relrep_onnx.types import Array, CalibrationError, ConfigError, Feeds, Layer
 
 SHOWN: Final = 5
 """Of the bad samples; the result names all."""
+FEW: Final = 32
+"""Fewer held-out samples are worth a note."""
 
 
 def quiet(phase: str, done: int, total: int, note: str = "") -> None:
@@ -79,7 +81,10 @@ class Job:
         left_out = self.provenance.left_out
         more = "" if len(left_out) <= SHOWN else f"; and {len(left_out) - SHOWN} more"
         bad = [f"{len(left_out)} bad samples or files were left out: {'; '.join(left_out[:SHOWN])}{more}"] if left_out else []
-        return (*self.loaded.notes, *bad)
+        held_out = len(self.decision) + len(self.verification)
+        few = [f"only {held_out} samples are held out: what they measure is rough; give more, or --holdout"]
+        plain = ["pixels were scaled by 1/255 only; most models want --mean and --std too"]
+        return (*self.loaded.notes, *bad, *few * (held_out < FEW), *plain * self.calibration.plain_pixels)
 
     @property
     def runtime(self) -> RuntimeOptions:
@@ -213,6 +218,16 @@ def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session
     lean = replace(runtime, prepack=not loaded.large)
     instead = "give the path of a file with external data"
     return Session(loaded.path or graphs.serialized(loaded.model, loaded.name, instead), lean, what=loaded.name)
+
+
+def swapped(job: Job, sparse: graphs.LoadedModel) -> list[str]:
+    """A note where a model that should be the sparse one of the job's has no more zeros than it."""
+    graph = graphs.Graph(graphs.flatten(sparse.model).model)
+    layers, _ = graphs.find_layers(graph, job.config.as_selection())
+    given, dense = (sum(zeros.values()) for zeros in (graphs.count_zeros(graph, layers), job.zeros))
+    if given > dense:
+        return []
+    return [f"SPARSE has no more zeros ({given:,}) than DENSE ({dense:,}); are the two in order?"]
 
 
 def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples, left_out: tuple[str, ...]) -> Provenance:

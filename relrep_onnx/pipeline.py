@@ -18,11 +18,11 @@ from relrep_onnx.data import split_holdout
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.export import Exported, deliver
 from relrep_onnx.exporting import check_places, meet_gates, order_of, places_of
-from relrep_onnx.job import open_session, prepare, quiet
-from relrep_onnx.results import Analysis, LayerReport, Refined, Result, measure
+from relrep_onnx.job import open_session, prepare, quiet, swapped
+from relrep_onnx.results import RANDOM, Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
 from relrep_onnx.screen import samples_for
-from relrep_onnx.search import plan
+from relrep_onnx.search import plan, shortfalls
 from relrep_onnx.steps import TargetStore, candidates, refined, repair_all, score, write
 from relrep_onnx.types import ConfigError, Progress
 from relrep_onnx.verify import Fidelity, Limit, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
@@ -99,7 +99,8 @@ def optimize(
     with TargetStore(job.settings.memory) as targets:
         with job.naming_samples():
             scored = score(job, cache_dir, targets.keep)
-        chosen = plan(job, candidates(job, scored), targets, metric)
+        layers = candidates(job, scored)
+        chosen = plan(job, layers, targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
     sparse, refinement = write(job, repaired, chosen.allocator, chosen.sparsity), None
@@ -139,6 +140,7 @@ def optimize(
             notes=(
                 *job.notes,
                 *unusual,
+                *shortfalls(job, layers, chosen, fidelity, before, after),
                 *([f"for {config.runtime}: {runtime_named(config.runtime).pays}"] if config.runtime else []),
             ),
             allocator=chosen.allocator,
@@ -196,6 +198,7 @@ def refine(
     student = graphs.load(sparse)
     before = open_session(student, config.as_runtime())
     check_same_signature(job.session, before)
+    notes = (*job.notes, *swapped(job, student))
     model, refinement = refined(job, student.model, progress)
     with graphs.staged(target) as stage:
         stage.write(model, student.external)
@@ -206,6 +209,7 @@ def refine(
         result = Refined(
             config=config,
             provenance=job.provenance,
+            notes=notes,
             refinement=refinement,
             before=moved[0],
             after=moved[1],
@@ -249,7 +253,8 @@ def export_model(
     places = places_of(model, output, config, {"--calib": calib, "--holdout": holdout})
     loaded = graphs.load(model)
     session = open_session(loaded, config.as_runtime())
-    calibration, _, verification = split_holdout(samples_for(session, "random" if calib is None else calib, config))
+    samples = samples_for(session, "random" if calib is None else calib, config)
+    calibration, _, verification = split_holdout(samples)
     if holdout is not None:
         verification = samples_for(session, holdout, config)
     gates = config.as_gates()
@@ -259,7 +264,7 @@ def export_model(
     def judge(exported: Session, fidelity: Fidelity, file_bytes: int) -> None:
         check_gates(fidelity, run_metric(metric, exported) if metric else None, gates, file_bytes)
 
-    return deliver(
+    exports = deliver(
         loaded,
         places,
         order_of(config, None if calib is None else lambda: calibration.batches(config.batch_size)),
@@ -269,6 +274,8 @@ def export_model(
         judge=judge,
         progress=progress,
     )
+    made_up = (RANDOM,) * (calib is not None and samples.random)
+    return tuple(replace(exported, notes=(*exported.notes, *made_up)) for exported in exports)
 
 
 def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, config: Config | None = None) -> Fidelity:

@@ -263,6 +263,12 @@ BAD: dict[str, tuple[str, int, str]] = {
 }  # fmt: skip
 
 
+def test_an_export_says_that_its_samples_are_made_up(place: Path, tmp_path: Path) -> None:
+    result = run("export", place / "net.onnx", tmp_path / "o.onnx", "--to", "int8", "--calib", "random")
+    assert result.exit_code == 0, result.output
+    assert "RANDOM calibration data" in result.output
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_ends_with_a_sentence_and_a_code(case: str, place: Path) -> None:
     arguments, code, message = BAD[case]

@@ -686,7 +686,7 @@ def test_pixels_for_one_of_two_inputs() -> None:
     [
         (PAIR, {}, r"a\.png: holds '\(unnamed\)'"),
         ([TensorInfo("x", "tensor(uint8)", ("batch", 3, 8, 6))], {}, r"a\.png: input 'x' expects uint8.*samples of \[8, 6, 3\]"),
-        ([IMAGE], {"key": "x"}, r"a\.png: holds '\(unnamed\)', not \['x'\]"),
+        ([IMAGE], {"key": "x"}, r"a\.png: holds one array without a name, so no 'x'"),
         ([VECTOR], {}, "as images"),
     ],
 )

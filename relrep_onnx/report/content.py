@@ -77,6 +77,7 @@ def of_refined(result: Refined, command: str | None = None) -> Document:
             *section("Outputs before", parts.fidelity(result.before)),
             *section("Outputs after", parts.fidelity(result.after)),
             *_refinement(result.refinement),
+            *section("Notes", _notes(result.notes)),
             *_reproduction(result.provenance, result.config, command, model=result.model),
         ),
         data=result,
@@ -174,6 +175,10 @@ def _lines(lines: Iterable[str]) -> Sentences:
     return Sentences(tuple(lines))
 
 
+def _notes(notes: Iterable[str]) -> Sentences:
+    return _lines(f"note: {note}" for note in notes)
+
+
 def _exports(exports: Sequence[Exported]) -> tuple[Section, ...]:
     notes = [f"{e.form}: {note}" for e in exports for note in (*e.notes, *(f"also wrote {path}" for path in e.companions))]
     return section("Exports", parts.exports(exports), _lines(notes))
@@ -189,8 +194,7 @@ def _curves(analysis: Analysis, says: Sentences | None = None) -> tuple[Section,
 
 
 def _left_out(looked_at: Analysis | Inspection) -> tuple[Section, ...]:
-    notes = _lines(f"note: {note}" for note in looked_at.notes)
-    return section("What was left as it is", parts.skipped(looked_at.skipped), notes)
+    return section("What was left as it is", parts.skipped(looked_at.skipped), _notes(looked_at.notes))
 
 
 def _reproduction(
