@@ -20,6 +20,7 @@ from relrep_onnx.config import Config
 from relrep_onnx.data import Samples, halves, split_holdout
 from relrep_onnx.deployment import anything, runtime_named
 from relrep_onnx.distill import showing
+from relrep_onnx.kernels.functions import DOMAIN
 from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Provenance, versions
@@ -218,6 +219,12 @@ def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session
     lean = replace(runtime, prepack=not loaded.large)
     instead = "give the path of a file with external data"
     return Session(loaded.path or graphs.serialized(loaded.model, loaded.name, instead), lean, what=loaded.name)
+
+
+def refuse_kernels(loaded: graphs.LoadedModel) -> None:
+    """Raises `ModelError` where a model is an export with sparse kernels: nothing can be moved inside those."""
+    if any(node.domain == DOMAIN for node in loaded.model.graph.node):
+        raise ModelError(f"{loaded.name} is an export with sparse kernels; give the sparse model that it was made from")
 
 
 def swapped(job: Job, sparse: graphs.LoadedModel) -> list[str]:

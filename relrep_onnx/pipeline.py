@@ -18,7 +18,7 @@ from relrep_onnx.data import split_holdout
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.export import Exported, deliver
 from relrep_onnx.exporting import check_places, meet_gates, order_of, places_of
-from relrep_onnx.job import open_session, prepare, quiet, swapped
+from relrep_onnx.job import open_session, prepare, quiet, refuse_kernels, swapped
 from relrep_onnx.results import RANDOM, Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
 from relrep_onnx.screen import samples_for
@@ -196,6 +196,7 @@ def refine(
     job = prepare(dense, calib, config, holdout, progress, resume)
     gates.check_resolution(len(job.verification))
     student = graphs.load(sparse)
+    refuse_kernels(student)
     before = open_session(student, config.as_runtime())
     check_same_signature(job.session, before)
     notes = (*job.notes, *swapped(job, student))

@@ -150,9 +150,13 @@ def float_outputs(session: Session) -> list[str]:
 
 def check_same_signature(dense: Session, sparse: Session) -> None:
     """Raises `ModelError` where two models do not take and give the same tensors."""
-    wanted, given = ({i.name for i in s.inputs} for s in (dense, sparse))
-    if wanted != given or {o.name for o in dense.outputs} != {o.name for o in sparse.outputs}:
-        raise ModelError("the two models have different inputs or outputs; take a model and its own sparse version")
+    for kind, *sides in (("input", dense.inputs, sparse.inputs), ("output", dense.outputs, sparse.outputs)):
+        wanted, given = ({tensor.name for tensor in tensors} for tensors in sides)
+        if odd := sorted(wanted ^ given):
+            raise ModelError(
+                f"the two models have different inputs or outputs: only one has the {kind} {odd[0]!r}; take a model and its "
+                "own sparse version"
+            )
 
 
 def compare_sessions(dense: Session, sparse: Session, batches: Iterable[Feeds]) -> Fidelity:

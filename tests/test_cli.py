@@ -58,6 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "same.npy", np.ones_like(x))
     (folder / "cut.npz").write_bytes((folder / "ok.npz").read_bytes()[:900])
     (folder / "text.npz").write_text("not an archive")
+    (folder / "net.ort").write_bytes(bytes([40, 0, 0, 0]) + b"ORTM" + bytes([7] * 60))
     (folder / "text.onnx").write_text("not a model")
     (folder / "empty.onnx").write_bytes(b"")
     (folder / "cut.onnx").write_bytes((folder / "net.onnx").read_bytes()[:2000])
@@ -111,6 +112,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "missing model": ("inspect {}/none.onnx", 2, "does not exist"),
     "model is a folder": ("inspect {}/hollow", 2, "is a directory"),
     "model is text": ("inspect {}/text.onnx", 1, "is not an ONNX model"),
+    "model is an export": ("inspect {}/net.ort", 1, "an .ort file; give the .onnx it was made from"),
     "model is empty": ("inspect {}/empty.onnx", 1, "is not an ONNX model"),
     "model is cut": ("inspect {}/cut.onnx", 1, "is not an ONNX model"),
     "external data missing": ("inspect {}/external.onnx", 1, "external data 'gone.data'"),

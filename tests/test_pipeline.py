@@ -413,7 +413,7 @@ def test_compare_agrees_with_numpy() -> None:
 
 
 def test_compare_refuses_unrelated_models() -> None:
-    with pytest.raises(ModelError, match="different inputs or outputs"):
+    with pytest.raises(ModelError, match="different inputs or outputs: only one has the input 'image'"):
         compare(FASHION, small_net(), inputs())
 
 
@@ -447,6 +447,14 @@ def test_dense_and_sparse_the_wrong_way_round_are_noted() -> None:
     assert "in order" not in noted(right)
     wrong = refine(sparse, small_net(), None, inputs(), config)
     assert "SPARSE has no more zeros (0) than DENSE" in noted(wrong)
+
+
+def test_an_export_with_sparse_kernels_is_not_refined(tmp_path: Path) -> None:
+    model = small_net()
+    for node in model.graph.node[:1]:
+        node.op_type, node.domain = "SparseConv", "relrep"
+    with pytest.raises(ModelError, match="export with sparse kernels; give the sparse model"):
+        refine(small_net(), model, None, inputs(), SMALL)
 
 
 def test_an_export_to_nowhere() -> None:

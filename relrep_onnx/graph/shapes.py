@@ -23,17 +23,19 @@ def activation_shapes(
         fallback: another inference, asked when the standard one leaves nodes without shapes.
 
     Raises:
-        ConfigError: a shape for an input that does not exist or has another rank.
+        ConfigError: a shape for an input that does not exist, has another rank or fixes another size.
     """
     copy = deepcopy(model)
     inputs = {value.name: value for value in copy.graph.input}
     for name, shape in fixed.items():
         if name not in inputs:
             raise ConfigError(f"--input-shape: no input is called {name!r}; inputs: {', '.join(map(repr, inputs))}")
-        if len(inputs[name].type.tensor_type.shape.dim) != len(shape):
-            raise ConfigError(
-                f"--input-shape: {name!r} has rank {len(inputs[name].type.tensor_type.shape.dim)}, not {len(shape)}"
-            )
+        dims = inputs[name].type.tensor_type.shape.dim
+        if len(dims) != len(shape):
+            raise ConfigError(f"--input-shape: {name!r} has rank {len(dims)}, not {len(shape)}")
+        for axis, (dim, size) in enumerate(zip(dims, shape, strict=True)):
+            if dim.dim_value not in (0, size):
+                raise ConfigError(f"--input-shape: the model fixes axis {axis} of {name!r} at {dim.dim_value}, not {size}")
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):

@@ -151,7 +151,7 @@ def of_inspection(inspection: Inspection, outlooks: Sequence[Outlook] | None = N
     total = words.count(sum(facts.macs or 0 for facts in layers))
     weights = words.count(sum(facts.layer.size for facts in layers))
     tensors = words.size(inspection.weight_bytes)
-    work = f"MACs of {unknown} layers unknown" if unknown else f"{total} MACs per sample"
+    work = f"MACs of {unknown} layers unknown ({inspection.cure})" if unknown else f"{total} MACs per sample"
     gradients: tuple[Section, ...] = ()
     if outlooks is not None:
         whole = sum(o.reaches_outputs for o in outlooks)
@@ -162,7 +162,7 @@ def of_inspection(inspection: Inspection, outlooks: Sequence[Outlook] | None = N
         subject=Path(inspection.model).name,
         verdict=f"{inspection.model}: opset {inspection.opset}, IR {inspection.ir_version}, {tensors} of tensors; "
         f"{len(layers)} prunable layers with {weights} weights, {work}",
-        sections=(*section("Layers", parts.inspected(layers)), *_left_out(inspection), *gradients),
+        sections=(*section("Layers", parts.inspected(layers, inspection.cure)), *_left_out(inspection), *gradients),
         data=inspection,
     )
 
