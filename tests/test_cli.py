@@ -396,7 +396,7 @@ def test_dry_run_writes_nothing(place: Path, tmp_path: Path) -> None:
     [
         (["--to", "nonsense"], "no form is called 'nonsense'"),
         (["--eval", "nosuch:f"], "cannot import 'nosuch'"),
-        (["--min-agreement", "0.999"], "finer than 16 held-out samples resolve"),
+        (["--min-agreement", "0.999"], "finer than 16 samples resolve"),
     ],
 )
 def test_dry_run_refuses_what_a_run_would(place: Path, tmp_path: Path, options: list[str], says: str) -> None:
