@@ -153,7 +153,7 @@ def test_limits(text: str, kind: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "0", "-1", "nan", "inf", "top1:", "top1:100%", "top5:1%", "eval:x", "1:2:3"])
 def test_what_is_no_limit(text: str) -> None:
-    with pytest.raises(ConfigError, match="max_drop is"):
+    with pytest.raises(ConfigError, match="--max-drop is"):
         Limit.parse(text)
 
 
@@ -176,9 +176,9 @@ def test_what_is_lost_is_counted_without_rounding(lost: int) -> None:
 
 
 def test_settings_that_do_not_go_together() -> None:
-    with pytest.raises(ConfigError, match="leave sparsity out"):
+    with pytest.raises(ConfigError, match="leave --sparsity out"):
         Config(sparsity=0.5, max_drop="0.1")
-    with pytest.raises(ConfigError, match="needs eval"):
+    with pytest.raises(ConfigError, match="needs --eval"):
         Config(max_drop="eval:0.1")
     with pytest.raises(ConfigError, match="the pattern is '4:2'"):
         Config(pattern="4:2")
