@@ -248,7 +248,7 @@ def _limits(
     if not least - slack <= goal <= most + slack:
         raise BudgetError(
             f"a sparsity of {budget.sparsity:g} of the {budget.unit} is not possible with these layer bounds and this pattern: "
-            f"they allow {least / total:.10g} to {most / total:.10g}"
+            f"they allow {least / total:.10g} to {most / total:.10g}; give a --sparsity in between, or none with N:M"
         )
     goal = float(round(goal)) if budget.unit == "weights" else goal
     # Bounds are rounded to the nearest weight.  Where that shuts the goal out, each gives way by less than one weight.

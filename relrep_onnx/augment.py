@@ -34,7 +34,7 @@ def parse(text: str) -> tuple[str, ...] | None:
     names = [] if text == NONE else text.split(",")
     unknown = [name for name in names if name not in KINDS]
     if unknown:
-        raise ConfigError(f"augment is {text!r}; give {AUTO!r}, {NONE!r}, or some of {', '.join(KINDS)}, joined by commas")
+        raise ConfigError(f"--augment is {text!r}; give {AUTO!r}, {NONE!r}, or some of {', '.join(KINDS)}, joined by commas")
     return tuple(kind for kind in KINDS if kind in names)
 
 

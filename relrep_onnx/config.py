@@ -91,6 +91,11 @@ class Config:
     max_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("nodes_to_exclude", "op_types", "providers", "forms"):
+            if isinstance(value := getattr(self, name), str):
+                raise ConfigError(f"{name} is the text {value!r}; give a tuple of names, such as ({value!r},)")
+        if not isinstance(self.eval, str | None):
+            raise ConfigError(f"eval is {self.eval!r}; give the name of a function that can be imported, as 'module:function'")
         for name, (least, most) in RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= (value if most is None else most):
@@ -103,12 +108,12 @@ class Config:
             if value is not None and not low <= value <= high:  # NaN too: it would miss every gate
                 raise ConfigError(f"{name} is {value}; it must be a number" + f" between {low:g} and {high:g}" * (low == 0))
         if self.min_metric is not None and self.eval is None:
-            raise ConfigError("min_metric needs eval, the metric it is about")
+            raise ConfigError("--min-metric needs --eval, the metric it is about")
         if self.max_drop is not None:
             if self.sparsity is not None:
-                raise ConfigError("max_drop looks for the sparsity itself; leave sparsity out")
+                raise ConfigError("--max-drop looks for the sparsity itself; leave --sparsity out")
             if Limit.parse(self.max_drop).kind == "eval" and self.eval is None:
-                raise ConfigError("max_drop 'eval:...' needs eval, the metric it is about")
+                raise ConfigError("--max-drop 'eval:...' needs --eval, the metric it is about")
         if self.runtime is not None:
             runtime_named(self.runtime)
         pattern_named(self.pattern)

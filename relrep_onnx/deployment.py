@@ -34,27 +34,29 @@ def pointwise(layer: Layer) -> str | None:
 class Runtime:
     """What `--for` picks: settings, and `misfit` with the reason why a layer stays dense; `pays` is one honest sentence.
 
-    A layer pays there beyond a sparsity of `least`.
+    A layer pays there beyond a sparsity of `least`, in the one pattern that runs there (`only`), or in any.
     """
 
     pays: str
     settings: Mapping[str, Any]
     misfit: Callable[[Layer], str | None] = anything
     least: float = 0.0
+    only: str | None = None
 
 
 RUNTIMES: Final[Mapping[str, Runtime]] = {
     "ort": Runtime("zeros make the file smaller, not faster: ONNX Runtime unpacks them while loading", {"forms": ("compact",)}),
     "ort-kernels": Runtime(
-        "zeros run faster where the session loads the sparse kernels, and dense where it does not",
-        {"pattern": "4x1", "budget": "macs", "forms": ("sparse-ort",)},
+        "layers beyond 60 % zeros may run faster where the session loads the sparse kernels; the export counts those that do",
+        {"pattern": "unstructured", "budget": "macs", "forms": ("sparse-ort",)},
+        least=0.6,
     ),
     "ort-mobile": Runtime(
         "int8 makes the file smaller and usually faster; zeros only help once the package is compressed",
         {"forms": ("int8+ort",), "target": "arm"},
     ),
     "ort-web": Runtime("zeros make the download smaller, not faster", {"forms": ("compact",), "values": "int8"}),
-    "tensorrt": Runtime("2:4 may run faster in the wide layers", {"pattern": "2:4", "forms": ("onnx",)}, wide),
+    "tensorrt": Runtime("2:4 may run faster in the wide layers", {"pattern": "2:4", "forms": ("onnx",)}, wide, only="2:4"),
     "xnnpack": Runtime(
         "1x1 convolutions run faster, above two thirds of zeros each and in one unbroken chain",
         {"forms": ("onnx",)},
@@ -80,6 +82,6 @@ def runtime_named(name: str) -> Runtime:
 
 def gaining(runtime: Runtime, pattern: str, layers: Iterable[tuple[Layer, float]]) -> int:
     """How many layers, each with its sparsity in a pattern, a runtime gains from."""
-    if runtime.settings.get("pattern", pattern) != pattern:
+    if runtime.only not in (None, pattern):
         return 0
     return sum(sparsity > runtime.least and runtime.misfit(layer) is None for layer, sparsity in layers)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Final
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.patches import macs
 from relrep_onnx.runtime import symbolic_shapes
 from relrep_onnx.types import Layer, Selection, Skipped
+
+NO_SHAPES: Final = "needs the extra [ort-tools]" if find_spec("sympy") is None else "unknown"
+"""Said of MACs where the shapes of the inputs are known."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class LayerFacts:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Result of `inspect`."""
+    """Result of `inspect`; `cure` says what MACs need that are not known."""
 
     model: str
     opset: int
@@ -31,6 +36,7 @@ class Inspection:
     layers: tuple[LayerFacts, ...]
     skipped: tuple[Skipped, ...]
     notes: tuple[str, ...]
+    cure: str
 
 
 def inspect(
@@ -54,10 +60,13 @@ def inspect(
     layers, skipped = graphs.find_layers(graph, selection or Selection())
     shapes = graphs.activation_shapes(graph.model, input_shapes or {}, symbolic_shapes)
     zeros = graphs.count_zeros(graph, layers)
+    inputs_of_model = [value.name for value in graph.model.graph.input if value.name not in graph.tensors]
+    batches = {shapes[name][:1] for name in inputs_of_model if name in shapes}
+    samples = batches.pop()[0] if len(batches) == 1 and () not in batches else 1
     facts = []
     for layer in layers:
         inputs = [shapes.get(use.activation) for use in layer.uses]
-        work = sum(macs(layer, shape) for shape in inputs if shape is not None) if None not in inputs else None
+        work = sum(macs(layer, shape) for shape in inputs if shape is not None) // samples if None not in inputs else None
         facts.append(LayerFacts(layer, work, zeros[layer.name]))
     return Inspection(
         model=loaded.name,
@@ -67,4 +76,5 @@ def inspect(
         layers=tuple(facts),
         skipped=tuple(skipped),
         notes=loaded.notes,
+        cure="needs --input-shape" if any(name not in shapes for name in inputs_of_model) else NO_SHAPES,
     )

@@ -13,21 +13,25 @@ from typing import Any, Final
 
 from relrep_onnx import graph as graphs
 from relrep_onnx.allocate import ALLOCATORS, AUTO
+from relrep_onnx.augment import AUTO as AUTOMATIC
 from relrep_onnx.cache import Cache
 from relrep_onnx.calibrate import Feeding, WalkSettings, default_memory
 from relrep_onnx.config import Config
 from relrep_onnx.data import Samples, halves, split_holdout
 from relrep_onnx.deployment import anything, runtime_named
 from relrep_onnx.distill import showing
+from relrep_onnx.kernels.functions import DOMAIN
 from relrep_onnx.masks import Pattern, Saliency, pattern_named, saliency_for
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.results import Provenance, versions
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.screen import naming_samples, samples_for
-from relrep_onnx.types import Array, ConfigError, Feeds, Layer, ModelError, Progress, Skipped
+from relrep_onnx.types import Array, CalibrationError, ConfigError, Feeds, Layer, ModelError, Progress, Skipped
 
 SHOWN: Final = 5
 """Of the bad samples; the result names all."""
+FEW: Final = 32
+"""Fewer held-out samples are worth a note."""
 
 
 def quiet(phase: str, done: int, total: int, note: str = "") -> None:
@@ -78,7 +82,10 @@ class Job:
         left_out = self.provenance.left_out
         more = "" if len(left_out) <= SHOWN else f"; and {len(left_out) - SHOWN} more"
         bad = [f"{len(left_out)} bad samples or files were left out: {'; '.join(left_out[:SHOWN])}{more}"] if left_out else []
-        return (*self.loaded.notes, *bad)
+        held_out = len(self.decision) + len(self.verification)
+        few = [f"only {held_out} samples are held out: what they measure is rough; give more, or --holdout"]
+        plain = ["pixels were scaled by 1/255 only; most models want --mean and --std too"]
+        return (*self.loaded.notes, *bad, *few * (held_out < FEW), *plain * self.calibration.plain_pixels)
 
     @property
     def runtime(self) -> RuntimeOptions:
@@ -142,7 +149,12 @@ def prepare(
         calibration, decision, verification = split_holdout(samples)
     else:
         kept_out = samples_for(session, holdout, config)
+        if kept_out.fingerprint() == samples.fingerprint():
+            raise ConfigError("--holdout gives the samples of --calib again; give others, or leave it out")
         calibration, (decision, verification) = samples, halves(kept_out)
+    for given in {id(given): given for given in (samples, kept_out)}.values():
+        if given.constant:
+            raise CalibrationError(f"{given.source}: all {len(given)} samples are the same; give different ones")
     if flat.gates:
         with naming_samples(session, (calibration,), config.batch_size):
             closed = closed_gates(flat, calibration.batches(config.batch_size), config.as_runtime())
@@ -202,7 +214,9 @@ def check_named(job: Job) -> None:
 
 
 def check_methods(config: Config) -> None:
-    """Raises `ConfigError` where no allocator or repair has the name the configuration gives."""
+    """Raises `ConfigError` where no allocator or repair has the name the configuration gives, or nothing is augmented."""
+    if config.augment != AUTOMATIC and not config.refine:
+        raise ConfigError(f"--augment {config.augment} cannot apply without --refine; give both, or neither")
     for name, known in (("allocate", (AUTO, *ALLOCATORS)), ("repair", tuple(REPAIRS))):
         if getattr(config, name) not in known:
             raise ConfigError(f"{name} is {getattr(config, name)!r}; choose from {', '.join(known)}")
@@ -213,6 +227,22 @@ def open_session(loaded: graphs.LoadedModel, runtime: RuntimeOptions) -> Session
     lean = replace(runtime, prepack=not loaded.large)
     instead = "give the path of a file with external data"
     return Session(loaded.path or graphs.serialized(loaded.model, loaded.name, instead), lean, what=loaded.name)
+
+
+def refuse_kernels(loaded: graphs.LoadedModel) -> None:
+    """Raises `ModelError` where a model is an export with sparse kernels: nothing can be moved inside those."""
+    if any(node.domain == DOMAIN for node in loaded.model.graph.node):
+        raise ModelError(f"{loaded.name} is an export with sparse kernels; give the sparse model that it was made from")
+
+
+def swapped(job: Job, sparse: graphs.LoadedModel) -> list[str]:
+    """A note where a model that should be the sparse one of the job's has no more zeros than it."""
+    graph = graphs.Graph(graphs.flatten(sparse.model).model)
+    layers, _ = graphs.find_layers(graph, job.config.as_selection())
+    given, dense = (sum(zeros.values()) for zeros in (graphs.count_zeros(graph, layers), job.zeros))
+    if given > dense:
+        return []
+    return [f"SPARSE has no more zeros ({given:,}) than DENSE ({dense:,}); are the two in order?"]
 
 
 def _provenance(loaded: graphs.LoadedModel, samples: Samples, calibration: Samples, left_out: tuple[str, ...]) -> Provenance:

@@ -18,13 +18,13 @@ from relrep_onnx.data import split_holdout
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.export import Exported, deliver
 from relrep_onnx.exporting import check_places, meet_gates, order_of, places_of
-from relrep_onnx.job import check_named, open_session, prepare, quiet
-from relrep_onnx.results import Analysis, LayerReport, Refined, Result, measure
+from relrep_onnx.job import check_named, open_session, prepare, quiet, refuse_kernels, swapped
+from relrep_onnx.results import RANDOM, Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
 from relrep_onnx.screen import samples_for
-from relrep_onnx.search import plan
+from relrep_onnx.search import plan, shortfalls
 from relrep_onnx.steps import TargetStore, candidates, refined, repair_all, score, write
-from relrep_onnx.types import Progress
+from relrep_onnx.types import ConfigError, Progress
 from relrep_onnx.verify import Fidelity, Limit, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
 
 
@@ -100,7 +100,8 @@ def optimize(
     with TargetStore(job.settings.memory) as targets:
         with job.naming_samples():
             scored = score(job, cache_dir, targets.keep)
-        chosen = plan(job, candidates(job, scored), targets, metric)
+        layers = candidates(job, scored)
+        chosen = plan(job, layers, targets, metric)
         repaired = repair_all(job, chosen.zeros, targets, progress=progress)
     unusual = [f"{name}: {note}" for name, layer in repaired.items() for note in layer.notes]
     if all(chosen.zeros[name] <= there for name, there in job.zeros.items()):
@@ -146,6 +147,7 @@ def optimize(
             notes=(
                 *job.notes,
                 *unusual,
+                *shortfalls(job, layers, chosen, fidelity, before, after),
                 *([f"for {config.runtime}: {runtime_named(config.runtime).pays}"] if config.runtime else []),
             ),
             allocator=chosen.allocator,
@@ -201,8 +203,10 @@ def refine(
     job = prepare(dense, calib, config, holdout, progress, resume)
     gates.check_resolution(len(job.verification))
     student = graphs.load(sparse)
+    refuse_kernels(student)
     before = open_session(student, config.as_runtime())
     check_same_signature(job.session, before)
+    notes = (*job.notes, *swapped(job, student))
     model, refinement = refined(job, student.model, progress)
     with graphs.staged(target) as stage:
         stage.write(model, student.external)
@@ -213,6 +217,7 @@ def refine(
         result = Refined(
             config=config,
             provenance=job.provenance,
+            notes=notes,
             refinement=refinement,
             before=moved[0],
             after=moved[1],
@@ -250,11 +255,14 @@ def export_model(
         VerificationError: an export does not do what the model does, or misses a gate; nothing is written then.
         RelRepError: one of its other kinds, with a message for the user.
     """
+    if output is None:
+        raise ConfigError("an export needs an output to write to; give a file, or a folder for several forms")
     config = config or Config()
     places = places_of(model, output, config, {"--calib": calib, "--holdout": holdout})
     loaded = graphs.load(model)
     session = open_session(loaded, config.as_runtime())
-    calibration, _, verification = split_holdout(samples_for(session, "random" if calib is None else calib, config))
+    samples = samples_for(session, "random" if calib is None else calib, config)
+    calibration, _, verification = split_holdout(samples)
     if holdout is not None:
         verification = samples_for(session, holdout, config)
     gates = config.as_gates()
@@ -264,7 +272,7 @@ def export_model(
     def judge(exported: Session, fidelity: Fidelity, file_bytes: int) -> None:
         check_gates(fidelity, run_metric(metric, exported) if metric else None, gates, file_bytes)
 
-    return deliver(
+    exports = deliver(
         loaded,
         places,
         order_of(config, None if calib is None else lambda: calibration.batches(config.batch_size)),
@@ -274,6 +282,8 @@ def export_model(
         judge=judge,
         progress=progress,
     )
+    made_up = (RANDOM,) * (calib is not None and samples.random)
+    return tuple(replace(exported, notes=(*exported.notes, *made_up)) for exported in exports)
 
 
 def compare(dense: graphs.ModelSource, sparse: graphs.ModelSource, data: Any, config: Config | None = None) -> Fidelity:

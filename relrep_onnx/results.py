@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
@@ -72,6 +72,10 @@ class Provenance:
     left_out: tuple[str, ...]
     """What is wrong with each bad sample that was left out."""
     versions: dict[str, str]
+
+
+RANDOM: Final = "RANDOM calibration data: the error says little about real inputs."
+"""What is said of data that were made up."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +194,7 @@ class Refined:
 
     config: Config
     provenance: Provenance
+    notes: tuple[str, ...]
     refinement: Refinement
     before: Fidelity
     after: Fidelity

@@ -48,6 +48,28 @@ class Plan:
     finding: Finding | None = None
 
 
+def shortfalls(
+    job: Job, layers: Sequence[Candidate], chosen: Plan, fidelity: Fidelity, before: float | None, after: float | None
+) -> list[str]:
+    """Where a run gave less than was asked for: zeros that the pattern's steps did not allow, a limit missed by other samples."""
+    config, found = job.config, []
+    reached = sum(chosen.zeros[c.layer.name] * c.cost for c in layers) / sum(c.layer.size * c.cost for c in layers)
+    if abs(reached - chosen.sparsity) > RESOLUTION:
+        found.append(
+            f"{reached:.1%} of the {config.budget} went, not {chosen.sparsity:.1%}: the pattern {config.pattern} takes "
+            "whole blocks; smaller ones come closer"
+        )
+    if chosen.finding is not None:
+        limit = Limit(chosen.finding.kind, chosen.finding.limit)
+        drop = limit.drop(fidelity, before, after)
+        if not drop <= limit.value:
+            found.append(
+                f"--max-drop {config.max_drop} holds on the samples that decide, but those that verify drop by {drop:.4g}; "
+                "give more samples, or allow less"
+            )
+    return found
+
+
 class Judge:
     """Holds sparse models against the dense one on the samples that decide."""
 

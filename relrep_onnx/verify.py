@@ -79,16 +79,16 @@ class Gates:
     min_metric: float | None = None
     max_bytes: int | None = None
 
-    def check_resolution(self, samples: int) -> None:
-        """Refuses an agreement that this many samples cannot tell from 1.
+    def check_resolution(self, samples: int, option: str = "--holdout") -> None:
+        """Refuses an agreement that this many samples cannot tell from 1; `option` would give more of them.
 
         Raises:
             ConfigError: the gate lies between 1 - 1/samples and 1.
         """
         if self.min_agreement is not None and samples and 1 - 1 / samples < self.min_agreement < 1:
             raise ConfigError(
-                f"--min-agreement {self.min_agreement:g} is finer than {samples} held-out samples resolve (steps of "
-                f"{1 / samples:.4g}); give more samples (--holdout), or ask for 1 or at most {1 - 1 / samples:.4g}"
+                f"--min-agreement {self.min_agreement:g} is finer than {samples} samples resolve (steps of "
+                f"{1 / samples:.4g}); give more samples ({option}), or ask for 1 or at most {1 - 1 / samples:.4g}"
             )
 
 
@@ -113,7 +113,7 @@ class Limit:
         except ValueError:
             value = math.nan
         if kind not in ("", "top1", "eval") or not 0 < value < math.inf or (kind == "top1" and value >= 1):
-            raise ConfigError(f"max_drop is {text!r}; give a relative L2 error such as 0.1, or top1:5%, or eval:0.01")
+            raise ConfigError(f"--max-drop is {text!r}; give a relative L2 error such as 0.1, or top1:5%, or eval:0.01")
         return cls(kind or "error", value)
 
     def check_resolution(self, samples: int) -> None:
@@ -150,9 +150,13 @@ def float_outputs(session: Session) -> list[str]:
 
 def check_same_signature(dense: Session, sparse: Session) -> None:
     """Raises `ModelError` where two models do not take and give the same tensors."""
-    wanted, given = ({i.name for i in s.inputs} for s in (dense, sparse))
-    if wanted != given or {o.name for o in dense.outputs} != {o.name for o in sparse.outputs}:
-        raise ModelError("the two models have different inputs or outputs; take a model and its own sparse version")
+    for kind, *sides in (("input", dense.inputs, sparse.inputs), ("output", dense.outputs, sparse.outputs)):
+        wanted, given = ({tensor.name for tensor in tensors} for tensors in sides)
+        if odd := sorted(wanted ^ given):
+            raise ModelError(
+                f"the two models have different inputs or outputs: only one has the {kind} {odd[0]!r}; take a model and its "
+                "own sparse version"
+            )
 
 
 def compare_sessions(dense: Session, sparse: Session, batches: Iterable[Feeds]) -> Fidelity:
@@ -202,10 +206,11 @@ def check_gates(
             missed.append(f"top-1 agreement {fidelity.top1_agreement:.4f} is below --min-agreement {gates.min_agreement:g}")
     if gates.min_metric is not None and not (metric is not None and metric >= gates.min_metric):
         missed.append(f"metric {metric} is below --min-metric {gates.min_metric:g}")
+    count = f" ({fidelity.samples} held-out samples)" if missed else ""
     if gates.max_bytes is not None and file_bytes is not None and file_bytes > gates.max_bytes:
         missed.append(f"{file_bytes:,} bytes are above --max-bytes {gates.max_bytes:,}")
     if missed:
-        raise VerificationError("; ".join(missed) + f" ({fidelity.samples} held-out samples){consequence}")
+        raise VerificationError("; ".join(missed) + count + consequence)
 
 
 def load_metric(reference: str) -> Metric:

@@ -57,8 +57,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bad[7, 0, 0, 0] = np.nan
     np.savez(folder / "nan.npz", x=bad)
     np.save(folder / "ok.npy", x)
+    np.save(folder / "same.npy", np.ones_like(x))
     (folder / "cut.npz").write_bytes((folder / "ok.npz").read_bytes()[:900])
     (folder / "text.npz").write_text("not an archive")
+    (folder / "net.ort").write_bytes(bytes([40, 0, 0, 0]) + b"ORTM" + bytes([7] * 60))
     (folder / "text.onnx").write_text("not a model")
     (folder / "empty.onnx").write_bytes(b"")
     (folder / "cut.onnx").write_bytes((folder / "net.onnx").read_bytes()[:2000])
@@ -112,6 +114,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "missing model": ("inspect {}/none.onnx", 2, "does not exist"),
     "model is a folder": ("inspect {}/hollow", 2, "is a directory"),
     "model is text": ("inspect {}/text.onnx", 1, "is not an ONNX model"),
+    "model is an export": ("inspect {}/net.ort", 1, "an .ort file; give the .onnx it was made from"),
     "model is empty": ("inspect {}/empty.onnx", 1, "is not an ONNX model"),
     "model is cut": ("inspect {}/cut.onnx", 1, "is not an ONNX model"),
     "external data missing": ("inspect {}/external.onnx", 1, "external data 'gone.data'"),
@@ -121,14 +124,14 @@ BAD: dict[str, tuple[str, int, str]] = {
     "no calib": ("optimize {}/net.onnx {}/o.onnx", 2, "Missing option '--calib'"),
     "no output": ("optimize {}/net.onnx --calib {}/ok.npz", 2, "give an OUTPUT file"),
     "no such pattern": ("OPT --pattern 4:2", 2, "the pattern is '4:2'; give unstructured, N:M with N < M <= 32"),
-    "pattern allows less": ("OPT --pattern 2:4 --sparsity 0.7", 1, "these layer bounds and this pattern: they allow 0 to 0.5"),
+    "pattern allows less": ("OPT --pattern 2:4 --sparsity 0.7", 1, "this pattern: they allow 0 to 0.5; give a"),
     "pattern fits nothing": ("OPT --pattern 3:32", 1, "the pattern 3:32 needs 32 input channels; it has 8"),
-    "drop and sparsity": ("OPT --max-drop 0.1 --sparsity 0.5", 2, "max_drop looks for the sparsity itself"),
-    "no such drop": ("OPT --max-drop top5:1%", 2, "max_drop is 'top5:1%'; give a relative L2 error such as 0.1"),
-    "drop without metric": ("OPT --max-drop eval:0.1", 2, "needs eval, the metric it is about"),
+    "drop and sparsity": ("OPT --max-drop 0.1 --sparsity 0.5", 2, "--max-drop looks for the sparsity itself; leave --sp"),
+    "no such drop": ("OPT --max-drop top5:1%", 2, "--max-drop is 'top5:1%'; give a relative L2 error such as 0.1"),
+    "drop without metric": ("OPT --max-drop eval:0.1", 2, "needs --eval, the metric it is about"),
     "drop too small": ("OPT --max-drop 1e-9 --allocate uniform", 1, "no sparsity stays under --max-drop 1e-9"),
     "drop too fine": ("OPT --max-drop top1:0.1%", 2, "deciding samples resolve"),
-    "no such augmentation": ("OPT --refine 1 --augment cutout", 2, "augment is 'cutout'; give 'auto', 'none', or some of crop"),
+    "no such augmentation": ("OPT --refine 1 --augment cutout", 2, "--augment is 'cutout'; give 'auto', 'none', or some of crop"),
     "resume from a file": ("OPT --resume {}/text.npz", 2, "is a file"),
     "refine another model": ("refine {}/net.onnx {}/tokens.onnx {}/o.onnx --calib {}/ok.npz", 1, "different inputs or outputs"),
     "refine in place of itself": ("refine {}/net.onnx {}/net.onnx {}/net.onnx --calib {}/ok.npz", 2, "is the input"),
@@ -162,6 +165,14 @@ BAD: dict[str, tuple[str, int, str]] = {
     "shape without numbers": ("inspect {}/net.onnx --input-shape x:a,b", 2, "not a list of numbers"),
     "shape without name": ("inspect {}/net.onnx --input-shape 1,2", 2, "NAME:1,3,224,224"),
     "sparsity over one": ("OPT --sparsity 1.5", 2, "0<=x<=1"),
+    "sparsity in percent": ("OPT --sparsity 95", 2, "for 95 % give 0.95"),
+    "augmentation of nothing": ("OPT --augment crop", 2, "--augment crop cannot apply without --refine"),
+    "layer twice": ("OPT --layer-sparsity first=0.1 --layer-sparsity first=0.2", 2, "--layer-sparsity names 'first' twice"),
+    "holdout is calib": ("OPT --holdout {}/ok.npy", 2, "--holdout gives the samples of --calib again"),
+    "constant samples": ("optimize {}/net.onnx {}/o.onnx --calib {}/same.npy", 1, "all 64 samples are the same"),
+    "constant holdout": ("OPT --holdout {}/same.npy", 1, "all 64 samples are the same"),
+    "size gate": ("OPT --max-bytes 5", 3, "are above --max-bytes 5; nothing was written"),
+    "comparison too fine": ("compare {}/net.onnx {}/net.onnx --data {}/ok.npz --min-agreement 0.9999", 2, "samples (--data), or"),
     "sparsity a word": ("OPT --sparsity most", 2, "not a valid float"),
     "unknown allocator": ("OPT --allocate magic", 2, "rr-curve"),
     "unknown repair": ("OPT --repair magic", 2, "variance"),
@@ -197,7 +208,7 @@ BAD: dict[str, tuple[str, int, str]] = {
     "export in no folder": ("export {}/net.onnx {}/none/deep --to onnx,compact", 2, "does not exist"),
     "export off": ("export {}/net.onnx {}/o.onnx --to int8 --calib {}/ok.npz --max-error 1e-9", 3, "moves the outputs by"),
     "export of tokens": ("export {}/tokens.onnx {}/o.onnx --to compact", 1, "--input-shape"),
-    "metric gate without metric": ("OPT --min-metric 0.5", 2, "needs eval"),
+    "metric gate without metric": ("OPT --min-metric 0.5", 2, "--min-metric needs --eval"),
     "metric not importable": ("OPT --eval nothing:here", 2, "cannot import 'nothing'"),
     "metric without colon": ("OPT --eval json", 2, "module:function"),
     "metric missing": ("OPT --eval json:none", 2, "has no 'none'"),
@@ -256,6 +267,12 @@ BAD: dict[str, tuple[str, int, str]] = {
 }  # fmt: skip
 
 
+def test_an_export_says_that_its_samples_are_made_up(place: Path, tmp_path: Path) -> None:
+    result = run("export", place / "net.onnx", tmp_path / "o.onnx", "--to", "int8", "--calib", "random")
+    assert result.exit_code == 0, result.output
+    assert "RANDOM calibration data" in result.output
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_ends_with_a_sentence_and_a_code(case: str, place: Path) -> None:
     arguments, code, message = BAD[case]
@@ -311,7 +328,7 @@ def test_a_file_for_the_kernels_from_the_command_line(place: Path, tmp_path: Pat
     result = run("optimize", place / "net.onnx", tmp_path / "o.onnx", *settings)
     assert result.exit_code == 0, result.output
     config = Config.load(tmp_path / "c.json")
-    assert (config.pattern, config.budget, config.forms, config.tune) == ("4x1", "macs", ("sparse-ort",), True)
+    assert (config.pattern, config.budget, config.forms, config.tune) == ("unstructured", "macs", ("sparse-ort",), True)
     assert "layers run sparse: measured on this machine" in " ".join(result.output.split())
     assert "note: for ort-kernels" in result.output
     onnx.checker.check_model(tmp_path / "o.onnx", full_check=True)
@@ -394,7 +411,7 @@ def test_dry_run_writes_nothing(place: Path, tmp_path: Path) -> None:
     [
         (["--to", "nonsense"], "no form is called 'nonsense'"),
         (["--eval", "nosuch:f"], "cannot import 'nosuch'"),
-        (["--min-agreement", "0.999"], "finer than 16 held-out samples resolve"),
+        (["--min-agreement", "0.999"], "finer than 16 samples resolve"),
     ],
 )
 def test_dry_run_refuses_what_a_run_would(place: Path, tmp_path: Path, options: list[str], says: str) -> None:

@@ -175,7 +175,7 @@ def test_any_json_gives_a_config_or_a_clear_error(key: str, value: Any) -> None:
         config = Config.from_json(json.dumps({key: value}))
     except ConfigError as error:
         message = str(error)
-        named = key in message or "sparsity" in message or "scale" in message
+        named = key in message.replace("-", "_") or "sparsity" in message or "scale" in message
     else:
         named = Config.from_json(config.to_json()) == config
     assert named
@@ -215,7 +215,7 @@ RANGES: list[tuple[dict[str, Any], str]] = [
     ({"max_error": float("nan")}, "max_error is nan"),
     ({"min_agreement": 1.1}, "min_agreement is 1.1; it must be a number between 0 and 1"),
     ({"min_metric": float("nan"), "eval": "m:f"}, "min_metric is nan; it must be a number$"),
-    ({"min_metric": 0.9}, "min_metric needs eval"),
+    ({"min_metric": 0.9}, "--min-metric needs --eval"),
 ]
 
 
@@ -226,6 +226,17 @@ def test_bad_ranges(values: dict[str, Any], message: str) -> None:
     if values.get("budget") is None:  # from JSON the type of the unit speaks first
         with pytest.raises(ConfigError, match=message):
             Config.from_json(json.dumps(values))
+
+
+@pytest.mark.parametrize("name", ["nodes_to_exclude", "op_types", "providers", "forms"])
+def test_a_text_is_no_list_of_names(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is the text 'Gemm'; give a tuple of names, such as"):
+        Config(**{name: "Gemm"})  # type: ignore[arg-type]
+
+
+def test_a_metric_is_named() -> None:
+    with pytest.raises(ConfigError, match="as 'module:function'"):
+        Config(eval=lambda session: 1.0)  # type: ignore[arg-type]
 
 
 def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:

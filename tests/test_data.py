@@ -439,7 +439,8 @@ def save_set(content: bytes) -> Callable[[Path], None]:
         ("d.npy", lambda path: path.write_bytes(b""), ["d.npy", "cannot be read"]),
         ("d.npy", lambda path: np.save(path, floats(2, 4)), ["d.npy", "'x'", "[4]"]),
         ("d.csv", lambda path: path.write_text("1,2,3"), ["d.csv", "not calibration data", ".npz or .npy"]),
-        ("folder", lambda path: path.mkdir(), ["folder", "not calibration data"]),
+        ("folder", lambda path: path.mkdir(), ["folder", "not calibration data (the folder is empty)"]),
+        ("folder", lambda path: (path / "cat").mkdir(parents=True), ["folder", "(subfolders are not searched)"]),
         ("test_data_set_0", lambda path: path.mkdir(), ["test_data_set_0", "not calibration data"]),
         ("test_data_set_0/x.pb", save_set(b""), ["test_data_set_0", "holds nothing", "input 'x' expects float32[batch, 3]"]),
         ("test_data_set_0/input_0.pb", save_set(b"\xff\xfejunk"), ["input_0.pb", "cannot be read"]),
@@ -537,7 +538,7 @@ def test_members_of_an_npz_that_are_no_arrays(tmp_path: Path) -> None:
     [
         ({"a": floats(2, 3), "b": floats(2, 3)}, [VECTOR], {"key": "c"}, "holds 'a', 'b', not ['c']"),
         ({"x": floats(2, 3), "y": floats(2, 2)}, PAIR, {"key": "x"}, "2 inputs"),
-        (floats(2, 3), [VECTOR], {"key": "a"}, "holds '(unnamed)', not ['a']"),
+        (floats(2, 3), [VECTOR], {"key": "a"}, "holds one array without a name, so no 'a'; leave --calib-key out"),
         ("random", [VECTOR], {"key": "a"}, "random data: holds 'x', not ['a']"),
         (floats(2, 3), [VECTOR], {"random_range": (0, 1)}, "random_range cannot apply"),
         (floats(2, 3), [VECTOR], {"preprocessing": RAW}, "preprocessing cannot apply"),
@@ -545,6 +546,7 @@ def test_members_of_an_npz_that_are_no_arrays(tmp_path: Path) -> None:
         (pixels(2, 3), [TensorInfo("x", "tensor(uint8)", ("batch", 3))], {"preprocessing": RAW}, "preprocessing cannot apply"),
         (pixels(2, 8, 6, 3), [IMAGE], {"preprocessing": Preprocessing(mean=(1.0, 2.0))}, "has 2 values, but"),
         (pixels(2, 8, 6, 3), [IMAGE], {"preprocessing": Preprocessing(std=(1.0, 2.0))}, "has 2 values, but"),
+        (pixels(2, 8, 6, 1), [IMAGE], {"preprocessing": Preprocessing(std=(1.0, 2.0))}, "1 channels; give 1"),
         (pixels(2, 8, 6, 3), [IMAGE], {"preprocessing": Preprocessing(image_size=(9, 9))}, "[3, 9, 9]"),
     ],
 )  # fmt: skip
@@ -563,6 +565,7 @@ def test_options_that_cannot_apply(
         lambda: DataOptions(random_range=(0, float("inf"))),
         lambda: Preprocessing(image_size=(0, 3)),
         lambda: Preprocessing(std=(0.0,)),
+        lambda: Preprocessing(scale=0.0),
         lambda: Preprocessing(mean=(float("nan"),)),
         lambda: Preprocessing(layout="chw"),  # type: ignore[arg-type]
         lambda: Preprocessing(color="gray"),  # type: ignore[arg-type]
@@ -763,7 +766,7 @@ def test_pixels_for_one_of_two_inputs() -> None:
     [
         (PAIR, {}, r"a\.png: holds '\(unnamed\)'"),
         ([TensorInfo("x", "tensor(uint8)", ("batch", 3, 8, 6))], {}, r"a\.png: input 'x' expects uint8.*samples of \[8, 6, 3\]"),
-        ([IMAGE], {"key": "x"}, r"a\.png: holds '\(unnamed\)', not \['x'\]"),
+        ([IMAGE], {"key": "x"}, r"a\.png: holds one array without a name, so no 'x'"),
         ([VECTOR], {}, "as images"),
     ],
 )

@@ -107,3 +107,10 @@ def test_which_layers_gain() -> None:
     assert gaining(RUNTIMES["ort"], "unstructured", [(layer, 0.0) for layer in layers]) == 0
     assert [gaining(RUNTIMES["xnnpack"], "unstructured", pruned) for pruned in (halves, most)] == [0, 1]
     assert [gaining(RUNTIMES["tensorrt"], pattern, halves) for pattern in ("unstructured", "2:4")] == [0, 1]
+    assert [gaining(RUNTIMES["ort-kernels"], pattern, most) for pattern in ("unstructured", "4x1", "1x4")] == [2, 2, 2]
+    assert gaining(RUNTIMES["ort-kernels"], "2:4", halves) == 0
+
+
+def test_what_a_runtime_picks_gains_there() -> None:
+    for name, runtime in RUNTIMES.items():
+        assert runtime.only in (None, Config.for_runtime(name).pattern)

@@ -49,6 +49,7 @@ def test_only_tensors_have_shapes() -> None:
         ({"x": (1, 8)}, "has rank 4, not 2"),
         ({"x": (1, 8, 10**20, 6)}, "give sizes of at least 1"),
         ({"x": (1, 8, -6, 6)}, "give sizes of at least 1"),
+        ({"x": (1, 8, 9, 6)}, "the model fixes axis 2 of 'x' at 6, not 9"),
     ],
 )
 def test_a_shape_that_fits_no_input_is_an_error(shape: dict[str, tuple[int, ...]], message: str) -> None:
@@ -88,6 +89,10 @@ def test_the_model_itself_stays_as_it_is() -> None:
 def test_macs_are_per_layer_and_unknown_without_shapes() -> None:
     known = {facts.layer.name: facts.macs for facts in inspect(small_net(), Selection(min_size=64)).layers}
     assert known == {"first": 16 * 8 * 9 * 36, "second": 16 * 16 * 9 * 36, "head": 80}
+    batch = inspect(small_net(), Selection(min_size=64), {"x": (4, 8, 6, 6)})
+    assert {facts.layer.name: facts.macs for facts in batch.layers} == known
+    assert inspect(open_net()).cure == "needs --input-shape"
+    assert "--input-shape" not in inspect(open_net(), None, {"x": (1, 8, 6, 6)}).cure
     unknown = {facts.layer.name: facts.macs for facts in inspect(open_net(), Selection(min_size=64)).layers}
     assert unknown["first"] is None
     fixed = inspect(open_net(), Selection(min_size=64), {"x": (1, 8, 6, 6)})

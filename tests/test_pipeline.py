@@ -19,7 +19,18 @@ from google.protobuf.message import EncodeError
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 import relrep_onnx.statistics as statistics
-from relrep_onnx import BudgetError, Config, ConfigError, ModelError, VerificationError, analyze, compare, optimize, refine
+from relrep_onnx import (
+    BudgetError,
+    Config,
+    ConfigError,
+    ModelError,
+    VerificationError,
+    analyze,
+    compare,
+    export_model,
+    optimize,
+    refine,
+)
 from relrep_onnx.allocate import ALLOCATORS
 from relrep_onnx.graph import Graph, count_zeros, find_layers, read_weight
 from relrep_onnx.kernels.costs import COSTS, REFERENCE
@@ -421,8 +432,53 @@ def test_compare_agrees_with_numpy() -> None:
 
 
 def test_compare_refuses_unrelated_models() -> None:
-    with pytest.raises(ModelError, match="different inputs or outputs"):
+    with pytest.raises(ModelError, match="different inputs or outputs: only one has the input 'image'"):
         compare(FASHION, small_net(), inputs())
+
+
+def noted(result: Any) -> str:
+    return " ".join(result.notes)
+
+
+def test_few_held_out_samples_are_noted() -> None:
+    few, enough = (optimize(small_net(), None, inputs(count), SMALL) for count in (12, 64))
+    assert "only 6 samples are held out" in noted(few)
+    assert "held out" not in noted(enough)
+
+
+def test_pixels_without_mean_and_std_are_noted() -> None:
+    plain, prepared = (Config(num_samples=64, min_size=64, repair="none", allocate="uniform", scale=s) for s in (None, 1 / 255))
+    calib = SAMPLES / "fashion_calib.npz"
+    assert "pixels were scaled by 1/255 only" in noted(optimize(FASHION, None, calib, plain))
+    assert "pixels" not in noted(optimize(FASHION, None, calib, prepared))
+
+
+def test_a_pattern_that_comes_in_large_steps_is_noted() -> None:
+    coarse, fine = (dataclasses.replace(SMALL, pattern=p, sparsity=0.35, min_size=1000) for p in ("16x8", "1x2"))
+    assert "33.3% of the weights went, not 35.0%: the pattern 16x8" in noted(optimize(small_net(), None, inputs(), coarse))
+    assert "the pattern" not in noted(optimize(small_net(), None, inputs(), fine))
+
+
+def test_dense_and_sparse_the_wrong_way_round_are_noted() -> None:
+    sparse = optimize(small_net(), None, inputs(), SMALL).model
+    config = dataclasses.replace(SMALL, refine=1, augment="none")
+    right = refine(small_net(), sparse, None, inputs(), config)
+    assert "in order" not in noted(right)
+    wrong = refine(sparse, small_net(), None, inputs(), config)
+    assert "SPARSE has no more zeros (0) than DENSE" in noted(wrong)
+
+
+def test_an_export_with_sparse_kernels_is_not_refined(tmp_path: Path) -> None:
+    model = small_net()
+    for node in model.graph.node[:1]:
+        node.op_type, node.domain = "SparseConv", "relrep"
+    with pytest.raises(ModelError, match="export with sparse kernels; give the sparse model"):
+        refine(small_net(), model, None, inputs(), SMALL)
+
+
+def test_an_export_to_nowhere() -> None:
+    with pytest.raises(ConfigError, match="an export needs an output"):
+        export_model(small_net(), None)  # type: ignore[arg-type]
 
 
 def test_a_network_with_nothing_to_prune_says_why() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from relrep_onnx.graph import Graph, find_layers, read_weight
 from relrep_onnx.masks import pattern_named
 from relrep_onnx.repair import REPAIRS
 from relrep_onnx.report import decisions
+from relrep_onnx.results import Finding
+from relrep_onnx.search import Plan, shortfalls
 from relrep_onnx.types import Selection
 from relrep_onnx.verify import Fidelity, Limit, OutputFidelity
 from tests.test_pipeline import SMALL, inputs, small_net
@@ -33,8 +36,11 @@ def test_auto_keeps_the_first_candidate_unless_another_is_clearly_better(monkeyp
     assert result.choice is not None
     assert result.choice.errors == {"rr-curve": 0.5, "global": 0.49, "lamp": 0.47, "erk": 0.6}
     assert result.allocator == "lamp"
+    assert not any("the first stays" in line for line in decisions(result))
     errors = iter([0.50, 0.49, 0.48, 0.60])
-    assert run(allocate="auto").allocator == "rr-curve"
+    kept = run(allocate="auto")
+    assert kept.allocator == "rr-curve"
+    assert any(line.endswith("(the first stays unless another's is 5% smaller)") for line in decisions(kept))
 
 
 def fidelity(error: float, samples: int = 40, agreement: float | None = None) -> Fidelity:
@@ -147,7 +153,7 @@ def test_limits(text: str, kind: str, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "0", "-1", "nan", "inf", "top1:", "top1:100%", "top5:1%", "eval:x", "1:2:3"])
 def test_what_is_no_limit(text: str) -> None:
-    with pytest.raises(ConfigError, match="max_drop is"):
+    with pytest.raises(ConfigError, match="--max-drop is"):
         Limit.parse(text)
 
 
@@ -170,9 +176,9 @@ def test_what_is_lost_is_counted_without_rounding(lost: int) -> None:
 
 
 def test_settings_that_do_not_go_together() -> None:
-    with pytest.raises(ConfigError, match="leave sparsity out"):
+    with pytest.raises(ConfigError, match="leave --sparsity out"):
         Config(sparsity=0.5, max_drop="0.1")
-    with pytest.raises(ConfigError, match="needs eval"):
+    with pytest.raises(ConfigError, match="needs --eval"):
         Config(max_drop="eval:0.1")
     with pytest.raises(ConfigError, match="the pattern is '4:2'"):
         Config(pattern="4:2")
@@ -228,3 +234,12 @@ def test_more_than_the_pattern_allows() -> None:
 def test_reconstruction_beats_every_other_repair() -> None:
     errors = {name: run(QUICK, repair=name).fidelity.relative_l2 for name in REPAIRS}
     assert min(errors, key=lambda name: errors[name]) == "reconstruct"
+
+
+def test_a_limit_that_other_samples_miss_is_noted() -> None:
+    job: Any = SimpleNamespace(config=Config(max_drop="top1:5%"))
+    layer: Any = SimpleNamespace(layer=SimpleNamespace(name="a", size=10), cost=1)
+    chosen = Plan("erk", 0.5, {"a": 5}, finding=Finding("top1", 0.05, 0.5, 0.03, ()))
+    (note,) = shortfalls(job, [layer], chosen, fidelity(0.1, agreement=0.844), None, None)
+    assert "those that verify drop by 0.156" in note
+    assert shortfalls(job, [layer], chosen, fidelity(0.1, agreement=0.97), None, None) == []

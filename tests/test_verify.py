@@ -221,7 +221,7 @@ def test_agreements_that_a_hundred_samples_resolve(agreement: float | None) -> N
 
 @pytest.mark.parametrize(("samples", "agreement"), [(100, 0.995), (100, 0.9901), (10, 0.95), (1, 0.5)])
 def test_agreements_that_are_too_fine(samples: int, agreement: float) -> None:
-    with pytest.raises(ConfigError, match=f"finer than {samples} held-out samples resolve"):
+    with pytest.raises(ConfigError, match=f"finer than {samples} samples resolve"):
         Gates(min_agreement=agreement).check_resolution(samples)
 
 

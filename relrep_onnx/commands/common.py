@@ -29,7 +29,7 @@ def config_of(path: Path | None, preset: Mapping[str, Any] | None = None) -> Con
     context = click.get_current_context()
     fields = {f.name for f in dataclasses.fields(Config)}
     said: dict[str, Any] = {
-        name: dict(value) if name in ("input_shape", "layer_sparsity") else value
+        name: _once(name, value) if name in ("input_shape", "layer_sparsity") else value
         for name, value in context.params.items()
         if name in fields and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
@@ -37,6 +37,16 @@ def config_of(path: Path | None, preset: Mapping[str, Any] | None = None) -> Con
     if config.threads:  # where others use the cores too, more threads than asked for wait for each other by spinning
         threadpool_limits(config.threads)
     return config
+
+
+def _once(field: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The values of a repeatable option by name, each said once."""
+    values: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in values:
+            raise ConfigError(f"--{field.replace('_', '-')} names {name!r} twice; give one value")
+        values[name] = value
+    return values
 
 
 def target_of(output: Path | None, option: Path | None = None, *, replaced: Path | None = None) -> Path | None:

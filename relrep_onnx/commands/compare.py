@@ -48,5 +48,5 @@ def compare(
     fidelity = run_compare(dense, sparse, data, config)
     publish(report.of_fidelity(fidelity, sparse.name), json_path, report_path, quiet=quiet)
     gates = config.as_gates()
-    gates.check_resolution(fidelity.samples)
+    gates.check_resolution(fidelity.samples, "--data")
     check_gates(fidelity, None, gates, consequence="")

@@ -37,6 +37,8 @@ class Real(click.FloatRange):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Text to a float."""
+        if self.max == 1 and 1 < (percent := click.FLOAT.convert(value, param, ctx)) <= 100:
+            self.fail(f"{value} is not in the range 0<=x<=1; for {percent:g} % give {percent / 100:g}", param, ctx)
         number = super().convert(value, param, ctx)
         return self.fail(f"{value!r} is not a number", param, ctx) if math.isnan(number) else number
 

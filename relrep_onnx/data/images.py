@@ -37,8 +37,9 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if self.image_size is not None and not (len(self.image_size) == 2 and all(1 <= size <= MOST for size in self.image_size)):
             raise ConfigError(f"image_size is {self.image_size}; give a height and a width of at least 1, at most {MOST}")
-        if not all(math.isfinite(v) for v in (*(self.mean or ()), *(self.std or ()), self.scale or 0)) or 0 in (self.std or ()):
-            raise ConfigError(f"mean {self.mean}, std {self.std}, scale {self.scale}: give finite numbers, and no std of 0")
+        divisors = (*(self.std or ()), 1 if self.scale is None else self.scale)
+        if not all(math.isfinite(v) for v in (*(self.mean or ()), *divisors)) or 0 in divisors:
+            raise ConfigError(f"mean {self.mean}, std {self.std}, scale {self.scale}: give finite numbers, no std or scale of 0")
         if self.layout not in (None, "nchw", "nhwc") or self.color not in ("rgb", "bgr"):
             raise ConfigError(f"layout {self.layout!r}, color {self.color!r}: use 'nchw' or 'nhwc', and 'rgb' or 'bgr'")
 
@@ -69,7 +70,8 @@ class ImageFormat:
             array = np.moveaxis(array, -3, -1)
         count = array.shape[-1]
         if given := [len(v) for v in (self.how.mean, self.how.std) if v is not None and len(v) not in (1, count)]:
-            raise ConfigError(f"mean or std has {given[0]} values, but the images have {count} channels; give 1 or {count}")
+            fix = "give 1" + f" or {count}" * (count > 1)
+            raise ConfigError(f"mean or std has {given[0]} values, but the images have {count} channels; {fix}")
         if self.how.color == "bgr" and count != 3:
             raise ConfigError(f"color 'bgr' cannot apply to images with {count} channels; leave it out")
         return array

@@ -227,6 +227,24 @@ class Samples:
         return list(groups.values())
 
     @property
+    def constant(self) -> bool:
+        """Whether all samples are the same."""
+        first, *others = self.entries
+        inside = (np.array_equal(a, a[:1].repeat(len(a), axis=0)) for a in first.arrays.values() if first.samples > 1)
+        return all(inside) and all(
+            np.array_equal(array, other.arrays[name]) for other in others for name, array in first.arrays.items()
+        )
+
+    @property
+    def plain_pixels(self) -> bool:
+        """Whether images are fed that nothing but the default scale prepares."""
+        first = self.entries[0].arrays
+        return any(
+            i.is_image(first[i.name]) and (i.images.how.mean, i.images.how.std, i.images.how.scale) == (None,) * 3
+            for i in self.inputs
+        )
+
+    @property
     def image_axes(self) -> dict[str, tuple[int, int]]:
         """The vertical and horizontal axis of each input that is fed with images: floats of rank 4 with up to four channels."""
         first = self.entries[0].arrays

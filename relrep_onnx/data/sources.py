@@ -21,6 +21,8 @@ from relrep_onnx.memory import has_room
 from relrep_onnx.types import Array, CalibrationError, ConfigError, TensorInfo
 
 ARRAYS: Final = (".npz", ".npy")
+UNNAMED: Final = "(unnamed)"
+"""The name of an array that has none."""
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ class _Reader:
             case Mapping():
                 return self._pick(part)
             case np.ndarray():
-                return self._pick({"(unnamed)": part})
+                return self._pick({UNNAMED: part})
             case Path() if part.is_dir():
                 return self._pick(_read_test_data(part, [i.name for i in self.inputs]))
             case Path() if _regular(part).suffix.lower() in IMAGES:
@@ -174,11 +176,14 @@ class _Reader:
     def _pick(self, arrays: Mapping[str, object]) -> dict[str, object]:
         """The arrays of the inputs: the key's if one is given, else by name, else the only one there is."""
         key, names = self.options.key, [i.name for i in self.inputs]
+        if key is not None and UNNAMED in arrays:
+            raise CalibrationError(f"holds one array without a name, so no {key!r}; leave --calib-key out")
         keys = [key] if key is not None else list(arrays) if len(arrays) == len(names) == 1 else names
         if all(key in arrays for key in keys):
             return {name: arrays[key] for name, key in zip(names, keys, strict=True)}
         held, wants = ", ".join(map(repr, arrays)) or "nothing", ", ".join(map(str, self.inputs))
-        raise CalibrationError(f"holds {held}, not {keys}; {wants}; name the arrays so, or pick one with --calib-key")
+        pick = ", or pick one with --calib-key" if len(names) == 1 else ""
+        raise CalibrationError(f"holds {held}, not {keys}; {wants}; name the arrays so{pick}")
 
 
 def _random(inputs: Sequence[Input], options: DataOptions) -> dict[str, object]:
@@ -230,7 +235,9 @@ def _find(path: Path) -> Sequence[Path]:
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     if known := [file for file in files if file.suffix.lower() in ARRAYS + IMAGES and not file.name.startswith(".")]:
         return known
-    raise CalibrationError("not calibration data; give .npz or .npy files, images, or a folder of them or of test_data_set_*")
+    why = " (subfolders are not searched)" if any(file.is_dir() for file in files) else " (the folder is empty)" * (not files)
+    known_kinds = ".npz or .npy files, images, or a folder of them or of test_data_set_*"
+    raise CalibrationError(f"not calibration data{why}; give {known_kinds}")
 
 
 def _regular(path: Path) -> Path:

@@ -74,7 +74,8 @@ def load(source: ModelSource, *, lazily: bool = False) -> LoadedModel:
         except OSError as error:
             raise ModelError(f"cannot read the model {str(path)!r}: {error.strerror}") from error
         except DecodeError as error:
-            raise ModelError(f"{str(path)!r} is not an ONNX model (its bytes do not parse)") from error
+            why = "an .ort file; give the .onnx it was made from" if path.suffix == ".ort" else "its bytes do not parse"
+            raise ModelError(f"{str(path)!r} is not an ONNX model ({why})") from error
     where = str(path) if path else "the given model"
     if not model.graph.node and not model.graph.output:
         raise ModelError(f"{where!r} is not an ONNX model: it holds no graph")

@@ -23,7 +23,7 @@ def activation_shapes(
         fallback: another inference, asked when the standard one leaves nodes without shapes.
 
     Raises:
-        ConfigError: a shape for an input that does not exist or has another rank, or one that no tensor has.
+        ConfigError: a shape for an input that does not exist, has another rank or fixes another size, or one that no tensor has.
     """
     copy = deepcopy(model)
     inputs = {value.name: value for value in copy.graph.input}
@@ -39,6 +39,9 @@ def activation_shapes(
             raise ConfigError(f"--input-shape: {name!r} has rank {len(own.shape.dim)}, not {len(shape)}")
         if not all(1 <= size <= MOST for size in shape):
             raise ConfigError(f"--input-shape: {name!r} cannot be {list(shape)}; give sizes of at least 1, at most {MOST}")
+        for axis, (dim, size) in enumerate(zip(own.shape.dim, shape, strict=True)):
+            if dim.dim_value not in (0, size):
+                raise ConfigError(f"--input-shape: the model fixes axis {axis} of {name!r} at {dim.dim_value}, not {size}")
     for name, value in inputs.items():
         dims = value.type.tensor_type.shape.dim
         for axis, dim in enumerate(dims):

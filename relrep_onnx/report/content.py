@@ -77,6 +77,7 @@ def of_refined(result: Refined, command: str | None = None) -> Document:
             *section("Outputs before", parts.fidelity(result.before)),
             *section("Outputs after", parts.fidelity(result.after)),
             *_refinement(result.refinement),
+            *section("Notes", _notes(result.notes)),
             *_reproduction(result.provenance, result.config, command, model=result.model),
         ),
         data=result,
@@ -146,7 +147,7 @@ def of_inspection(inspection: Inspection, outlooks: Sequence[Outlook] | None = N
     total = words.count(sum(facts.macs or 0 for facts in layers))
     weights = words.count(sum(facts.layer.size for facts in layers))
     tensors = words.size(inspection.weight_bytes)
-    work = f"MACs of {unknown} layers unknown" if unknown else f"{total} MACs per sample"
+    work = f"MACs of {unknown} layers unknown ({inspection.cure})" if unknown else f"{total} MACs per sample"
     gradients: tuple[Section, ...] = ()
     if outlooks is not None:
         whole = sum(o.reaches_outputs for o in outlooks)
@@ -157,7 +158,7 @@ def of_inspection(inspection: Inspection, outlooks: Sequence[Outlook] | None = N
         subject=Path(inspection.model).name,
         verdict=f"{inspection.model}: opset {inspection.opset}, IR {inspection.ir_version}, {tensors} of tensors; "
         f"{len(layers)} prunable layers with {weights} weights, {work}",
-        sections=(*section("Layers", parts.inspected(layers)), *_left_out(inspection), *gradients),
+        sections=(*section("Layers", parts.inspected(layers, inspection.cure)), *_left_out(inspection), *gradients),
         data=inspection,
     )
 
@@ -168,6 +169,10 @@ def _short(provenance: Provenance) -> str:
 
 def _lines(lines: Iterable[str]) -> Sentences:
     return Sentences(tuple(lines))
+
+
+def _notes(notes: Iterable[str]) -> Sentences:
+    return _lines(f"note: {note}" for note in notes)
 
 
 def _exports(exports: Sequence[Exported]) -> tuple[Section, ...]:
@@ -185,8 +190,7 @@ def _curves(analysis: Analysis, says: Sentences | None = None) -> tuple[Section,
 
 
 def _left_out(looked_at: Analysis | Inspection) -> tuple[Section, ...]:
-    notes = _lines(f"note: {note}" for note in looked_at.notes)
-    return section("What was left as it is", parts.skipped(looked_at.skipped), notes)
+    return section("What was left as it is", parts.skipped(looked_at.skipped), _notes(looked_at.notes))
 
 
 def _reproduction(

@@ -264,15 +264,15 @@ def outlook(outlooks: Iterable[Outlook]) -> Table:
     return table("what refinement can reach", texts("layer", "gradients from", "stopped at"), rows)
 
 
-def inspected(facts: Iterable[LayerFacts]) -> Table:
-    """Prunable layers of a model that was only looked at."""
+def inspected(facts: Iterable[LayerFacts], cure: str) -> Table:
+    """Prunable layers of a model that was only looked at; unknown MACs have a `cure`."""
     rows = [
         row(
             f.layer.name,
             f.layer.op,
             _count(f.layer.size),
             _count(f.zeros),
-            Cell("needs --input-shape") if f.macs is None else _count(f.macs),
+            Cell(cure) if f.macs is None else _count(f.macs),
         )
         for f in facts
     ]

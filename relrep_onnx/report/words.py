@@ -8,7 +8,8 @@ from collections.abc import Iterable
 
 from relrep_onnx.benchmark import Setting
 from relrep_onnx.deployment import Runtime
-from relrep_onnx.results import LayerReport, Refinement, Result, Sweep
+from relrep_onnx.results import RANDOM, LayerReport, Refinement, Result, Sweep
+from relrep_onnx.search import MARGIN
 from relrep_onnx.verify import Fidelity
 
 
@@ -36,7 +37,7 @@ def moved(fidelity: Fidelity) -> str:
 
 def verdict(result: Result) -> str:
     """One sentence: what was done, and how far the outputs moved."""
-    made_up = " RANDOM calibration data: the error says little about real inputs." if result.provenance.random_data else ""
+    made_up = f" {RANDOM}" * result.provenance.random_data
     return (
         f"{result.sparsity:.2%} of the prunable weights and {result.macs_sparsity:.1%} of their MACs are zero; on "
         f"{result.fidelity.samples} held-out samples the {moved(result.fidelity)}.{made_up}"
@@ -48,7 +49,10 @@ def decisions(result: Result) -> list[str]:
     lines = []
     if result.choice is not None:
         errors = ", ".join(f"{name} {error:.3g}" for name, error in result.choice.errors.items())
-        lines.append(f"auto chose {result.allocator}; relative L2 of short trials on held-out samples: {errors}")
+        stays = f" (the first stays unless another's is {1 - MARGIN:.0%} smaller)"
+        best = min(result.choice.errors.values())
+        why = stays * (result.choice.errors[result.allocator] > best)
+        lines.append(f"auto chose {result.allocator}; relative L2 of short trials on held-out samples: {errors}{why}")
     if result.finding is not None:
         found = result.finding
         above = min((t for t in found.trials if t.sparsity > found.sparsity), key=lambda t: t.sparsity, default=None)
@@ -115,9 +119,8 @@ def speed_verdict(setting: Setting) -> str:
 
 def gain(runtime: Runtime, pattern: str, layers: int) -> str:
     """What a runtime gains from zeros in a pattern, in so many layers."""
-    wanted = runtime.settings.get("pattern", pattern)
-    if wanted != pattern:
-        return f"nothing from {pattern}; with --pattern {wanted}: {runtime.pays}"
+    if runtime.only not in (None, pattern):
+        return f"nothing from {pattern}; with --pattern {runtime.only}: {runtime.pays}"
     return runtime.pays if layers else f"nothing from these layers; elsewhere: {runtime.pays}"
 
 

@@ -117,7 +117,7 @@ def measure(name: str, options: argparse.Namespace) -> list[Run]:
         config = Config(threads=options.threads, seed=options.seed, augment=options.augment, **row.config)
         samples = samples_of(row, task, subset, options.data)
         began = time.perf_counter()
-        start = optimize(task.model, None, samples, config).model
+        start = optimize(task.model, None, samples, dataclasses.replace(config, augment="auto")).model
         middle = time.perf_counter()
         result = refine(task.model, start, None, samples, dataclasses.replace(config, refine=row.epochs))
         run = Run(
