@@ -94,9 +94,8 @@ class Question:
             if pattern != "unstructured" and "uniform" not in method:
                 continue  # all layers are full: there is nothing to allocate
             started = time.perf_counter()
-            config = Config(
-                **{"sparsity": 0.5, "pattern": pattern, "threads": self.options.threads, "seed": self.options.seed, **settings}
-            )
+            given = {name: getattr(self.options, name) for name in ("positions", "threads", "seed")}
+            config = Config(**{"sparsity": 0.5, "pattern": pattern, **given, **settings})
             sparse = optimize(self.path, None, self.calibration, config).model
             rows.append(self.row(pattern, method, sparse, time.perf_counter() - started))
         if peer.available():
@@ -131,6 +130,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="instead of 12 and 4")
     parser.add_argument("--width", type=int, default=384, help="inner width is four times that")
     parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--positions", type=int, default=Config().positions, help="tokens of a sample that this package sees")
     parser.add_argument("--threads", type=int, default=1, help="threads of ONNX Runtime")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows here")
