@@ -13,12 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
 import pytest
 from google.protobuf.message import EncodeError
-from onnx import ModelProto
+from onnx import ModelProto, StringStringEntryProto, TensorProto
 
 from relrep_onnx.data import arrays
+from relrep_onnx.graph import check_external, load
+from relrep_onnx.types import ModelError
 from tests import models
 from tools import fuzz
 
@@ -91,6 +94,48 @@ def run(command: str, model: Path) -> tuple[int, str, str]:
         "benchmark": (other, model, "--rounds", "1"),
     }
     return fuzz.command(command, *arguments[command])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("offset", "999999999", "copy the whole file"),
+        ("length", "999999999", "copy the whole file"),
+        ("offset", "-1", "'-1', not a number of bytes"),
+        ("length", "1e3", "'1e3', not a number of bytes"),
+        ("length", "9" * 30, "not a number of bytes"),
+    ],
+)
+def test_external_data_that_do_not_lie_where_they_say(model: Path, key: str, value: str, says: str) -> None:
+    proto = ModelProto.FromString(model.read_bytes())
+    tensor = proto.graph.initializer[0]
+    kept = [entry for entry in tensor.external_data if entry.key != key]
+    del tensor.external_data[:]
+    tensor.external_data.extend([*kept, StringStringEntryProto(key=key, value=value)])
+    model.write_bytes(proto.SerializeToString())
+    code, _, error = run("inspect", model)
+    assert (code, says in error, tensor.name in error) == (1, True, True), error
+
+
+def test_a_model_in_memory_has_no_files() -> None:
+    proto = models.convnet()
+    tensor = proto.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    with pytest.raises(ModelError, match="give the model's path instead of the object"):
+        load(proto)
+
+
+def test_sparse_constants_may_lie_outside_too(model: Path) -> None:
+    proto = ModelProto.FromString(model.read_bytes())
+    values = TensorProto(name="s", dims=[1], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    values.external_data.add(key="location", value="../secret")
+    indices = onnx.numpy_helper.from_array(np.zeros(1, np.int64), "i")
+    sparse = onnx.helper.make_sparse_tensor(values, indices, [4])
+    proto.graph.node.append(onnx.helper.make_node("Constant", [], ["constant"], sparse_value=sparse))
+    model.write_bytes(proto.SerializeToString())
+    with pytest.raises(ModelError, match=r"outside|folder"):
+        check_external(model)
 
 
 @posix
