@@ -43,7 +43,7 @@ FIELDS: dict[str, st.SearchStrategy[Any]] = {
     "image_size": st.none() | st.tuples(st.integers(1, 999), st.integers(1, 999)),
     "mean": tuples,
     "std": st.none() | st.lists(st.floats(0.01, 1e6), max_size=4).map(tuple),
-    "scale": st.none() | finite,
+    "scale": st.none() | finite.filter(bool),
     "layout": st.sampled_from([None, "nchw", "nhwc"]),
     "color": st.sampled_from(["rgb", "bgr"]),
     "input_shape": st.dictionaries(names, st.lists(counts, max_size=4).map(tuple), max_size=2),
