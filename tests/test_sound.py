@@ -65,7 +65,7 @@ def test_functions_without_an_end_are_refused(bodies: list[list[str]], says: str
 
 
 def test_functions_that_call_others_open() -> None:
-    load(calling(["f1", "f2"], ["f2"], []))
+    assert len(load(calling(["f1", "f2"], ["f2"], [])).model.functions) == 3
 
 
 @pytest.mark.parametrize(
