@@ -22,12 +22,16 @@ CODES: Final[Mapping[type[RelRepError], int]] = {ConfigError: 2, VerificationErr
 """Of the package's errors; all others are 1."""
 
 
+class Terminated(BaseException):
+    """SIGTERM, on its way past whatever catches errors, as Ctrl-C's exception is."""
+
+
 @contextmanager
 def ending_cleanly() -> Iterator[None]:
     """SIGTERM ends a run as Ctrl-C does: temporary files go, and the exit code tells."""
 
     def end(number: int, frame: object) -> None:
-        raise failure("ended by SIGTERM; unfinished output was discarded", 128 + signal.SIGTERM)
+        raise Terminated
 
     try:
         before = signal.signal(signal.SIGTERM, end)
@@ -38,6 +42,8 @@ def ending_cleanly() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise failure("interrupted; unfinished output was discarded", 128 + signal.SIGINT) from error
+    except Terminated as error:
+        raise failure("ended by SIGTERM; unfinished output was discarded", 128 + signal.SIGTERM) from error
     finally:
         signal.signal(signal.SIGTERM, before)
 

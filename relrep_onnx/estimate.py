@@ -19,8 +19,8 @@ from relrep_onnx.calibrate import Feeding, dense_pass
 from relrep_onnx.config import Config
 from relrep_onnx.export import check_forms
 from relrep_onnx.exporting import order_of, places_of
-from relrep_onnx.job import Job, prepare, quiet
-from relrep_onnx.verify import Limit, load_metric
+from relrep_onnx.job import Job, check_asked, prepare, quiet
+from relrep_onnx.verify import load_metric
 
 # Dense and sequential pass, each about one walk with its moments; the trials of single layers and of allocators, curves and mask
 # searches take about three more.
@@ -62,9 +62,7 @@ def estimate(
     if config.eval:
         load_metric(config.eval)
     job = prepare(model, calib, config, holdout, quiet)
-    config.as_gates().check_resolution(len(job.verification))
-    if config.max_drop is not None:
-        Limit.parse(config.max_drop).check_resolution(len(job.decision))
+    check_asked(job)
     batches = job.calibration.batch_count(config.batch_size)
     few = list(islice(job.calibration.batches(config.batch_size), 2))
     one, peak, rows = _walk(job, few[:1])

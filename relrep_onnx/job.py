@@ -27,6 +27,7 @@ from relrep_onnx.results import Provenance, versions
 from relrep_onnx.runtime import RuntimeOptions, Session
 from relrep_onnx.screen import naming_samples, samples_for
 from relrep_onnx.types import Array, CalibrationError, ConfigError, Feeds, Layer, ModelError, Progress, Skipped
+from relrep_onnx.verify import Limit
 
 SHOWN: Final = 5
 """Of the bad samples; the result names all."""
@@ -205,11 +206,15 @@ def unreached(layer: Layer, closed: Mapping[str, str]) -> str | None:
     return f"inside {branches[0]}, which no calibration sample takes; give samples that do" if all(branches) else None
 
 
-def check_named(job: Job) -> None:
-    """Raises `ConfigError` where a layer that stays as it is was given a sparsity of its own."""
+def check_asked(job: Job) -> None:
+    """Raises `ConfigError` where the layers or the samples cannot give what is asked: before the work, in a dry run too."""
+    config = job.config
+    config.as_gates().check_resolution(len(job.verification))
+    if config.max_drop is not None:
+        Limit.parse(config.max_drop).check_resolution(len(job.decision))
     pruned = {layer.name for layer in job.layers}
     for left in job.skipped:
-        if left.node in job.config.layer_sparsity and left.node not in pruned:
+        if left.node in config.layer_sparsity and left.node not in pruned:
             raise ConfigError(f"layer {left.node!r} cannot have a sparsity of its own; it stays as it is: {left.reason}")
 
 

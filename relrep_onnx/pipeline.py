@@ -18,14 +18,14 @@ from relrep_onnx.data import split_holdout
 from relrep_onnx.deployment import runtime_named
 from relrep_onnx.export import Exported, deliver
 from relrep_onnx.exporting import check_places, meet_gates, order_of, places_of
-from relrep_onnx.job import check_named, open_session, prepare, quiet, refuse_kernels, swapped
+from relrep_onnx.job import check_asked, open_session, prepare, quiet, refuse_kernels, swapped
 from relrep_onnx.results import RANDOM, Analysis, LayerReport, Refined, Result, measure
 from relrep_onnx.runtime import Session
 from relrep_onnx.screen import samples_for
 from relrep_onnx.search import plan, shortfalls
 from relrep_onnx.steps import TargetStore, candidates, refined, repair_all, score, write
 from relrep_onnx.types import ConfigError, Progress
-from relrep_onnx.verify import Fidelity, Limit, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
+from relrep_onnx.verify import Fidelity, check_gates, check_same_signature, compare_sessions, load_metric, run_metric
 
 
 def analyze(
@@ -92,10 +92,7 @@ def optimize(
     gates = config.as_gates()
     metric = load_metric(config.eval) if config.eval else None
     job = prepare(model, calib, config, holdout, progress, resume)
-    check_named(job)
-    gates.check_resolution(len(job.verification))
-    if config.max_drop is not None:
-        Limit.parse(config.max_drop).check_resolution(len(job.decision))
+    check_asked(job)
 
     with TargetStore(job.settings.memory) as targets:
         with job.naming_samples():

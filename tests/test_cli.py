@@ -412,6 +412,8 @@ def test_dry_run_writes_nothing(place: Path, tmp_path: Path) -> None:
         (["--to", "nonsense"], "no form is called 'nonsense'"),
         (["--eval", "nosuch:f"], "cannot import 'nosuch'"),
         (["--min-agreement", "0.999"], "finer than 16 samples resolve"),
+        (["--max-drop", "top1:1%"], "finer than 16 deciding samples resolve"),
+        (["--nodes-to-exclude", "first", "--layer-sparsity", "first=0.3"], "layer 'first' cannot have a sparsity of its own"),
     ],
 )
 def test_dry_run_refuses_what_a_run_would(place: Path, tmp_path: Path, options: list[str], says: str) -> None:

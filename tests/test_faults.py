@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,16 @@ def test_signals_end_a_run_cleanly(place: Path, name: str, code: int, says: str)
     assert done.returncode == code
     assert done.stderr.splitlines()[-1].startswith(f"Error: {says}")
     assert "Traceback" not in done.stderr
+    assert_as_before(place)
+
+
+def test_sigterm_is_no_failure_of_the_metric(place: Path) -> None:
+    (place / "ending.py").write_text("import os, signal\ndef ends(session): os.kill(os.getpid(), signal.SIGTERM)\n")
+    program = [sys.executable, "-m", "relrep_onnx", *command(place, "--eval", "ending:ends")]
+    done = subprocess.run(program, capture_output=True, text=True, check=False, cwd=place)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (143, "Error: ended by SIGTERM; unfinished output was discarded")
+    (place / "ending.py").unlink()
+    shutil.rmtree(place / "__pycache__", ignore_errors=True)
     assert_as_before(place)
 
 

@@ -197,9 +197,8 @@ def _random(inputs: Sequence[Input], options: DataOptions) -> dict[str, object]:
     integers, rng = any(i.dtype.kind in "iu" for i in inputs), np.random.default_rng(options.seed)
     arrays: dict[str, object] = {}
     for i in inputs:
-        own = tuple(
-            dim if isinstance(dim, int) else int(axis == 0) for axis, dim in enumerate(ranked[i.name])
-        )  # an open batch is 1
+        # An open batch is 1, any other open dimension 0.
+        own = tuple(dim if isinstance(dim, int) else int(axis == 0) for axis, dim in enumerate(ranked[i.name]))
         shape = options.input_shapes.get(i.name, own)
         if len(shape) != len(own) or any(dim < 1 for dim in shape):
             known = ",".join(str(dim or "?") for dim in own)
